@@ -1,0 +1,75 @@
+//! Counters of requests and bytes: what a summary shows and a provider bills.
+//!
+//! One set is shared by all clones of a store. It does not know prices.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a store was asked for since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounts {
+    /// Objects written.
+    pub puts: u64,
+    /// Whole objects and ranges read.
+    pub gets: u64,
+    /// Listings; one counts once, however many pages it has.
+    pub lists: u64,
+    /// Objects deleted.
+    pub deletes: u64,
+    /// Bytes of content sent, once however often repeated.
+    pub bytes_up: u64,
+    /// Bytes of content received.
+    pub bytes_down: u64,
+    /// HTTP requests, pages and repeated ones included; zero for folders.
+    pub http_requests: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    puts: AtomicU64,
+    gets: AtomicU64,
+    lists: AtomicU64,
+    deletes: AtomicU64,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+    http_requests: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn put(&self, bytes: usize) {
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        self.bytes_up.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) {
+        self.gets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.bytes_down.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn list(&self) {
+        self.lists.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn delete(&self) {
+        self.deletes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn http_request(&self) {
+        self.http_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> StoreCounts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StoreCounts {
+            puts: of(&self.puts),
+            gets: of(&self.gets),
+            lists: of(&self.lists),
+            deletes: of(&self.deletes),
+            bytes_up: of(&self.bytes_up),
+            bytes_down: of(&self.bytes_down),
+            http_requests: of(&self.http_requests),
+        }
+    }
+}

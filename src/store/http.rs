@@ -1,0 +1,124 @@
+//! The HTTP client below S3: one connection pool for reads, one for writes.
+//!
+//! Sits between `object_store`, which signs and retries, and the network, and corrects what is
+//! retried. It promises: a broken `PUT` is sent again (all our names are random and puts are
+//! create-if-absent, so that is safe); what cannot get better (501, TLS against a plain port, a
+//! certificate not trusted) is not retried for minutes; a store that never answered is given up
+//! soon. It does not know S3's meaning of anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
+
+use super::answer::{chain_text, is_tls_to_plain};
+use super::counts::Counters;
+
+/// Makes the clients and counts what they send.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    /// Bytes of an answer must come at least this often; an upload may be silent for longer.
+    pub(crate) stall_timeout: Duration,
+    /// Counts every request that is sent, repeated ones as well.
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// A store that has not answered once is not worth minutes: a wrong port shows after about a second.
+const CONNECTS_BEFORE_FIRST_ANSWER_MAX: u32 = 4;
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let reads = options.clone().with_read_timeout(self.stall_timeout);
+        Ok(HttpClient::new(Service {
+            reads: ReqwestConnector::default().connect(&reads)?,
+            writes: ReqwestConnector::default().connect(options)?,
+            counters: self.counters.clone(),
+            answered: AtomicBool::new(false),
+            failed_connects: AtomicU32::new(0),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    reads: HttpClient,
+    writes: HttpClient,
+    counters: Arc<Counters>,
+    answered: AtomicBool,
+    failed_connects: AtomicU32,
+}
+
+impl HttpService for Service {
+    fn call<'a, 'f>(&'a self, request: HttpRequest) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let is_put = request.method().as_str() == "PUT";
+            self.counters.http_request();
+            let client = if is_put { &self.writes } else { &self.reads };
+            match client.execute(request).await {
+                Ok(response) => {
+                    self.answered.store(true, Ordering::Relaxed);
+                    Ok(correct_answer(response))
+                }
+                Err(error) => Err(self.correct_error(error, is_put)),
+            }
+        })
+    }
+}
+
+impl Service {
+    fn correct_error(&self, error: HttpError, is_put: bool) -> HttpError {
+        let text = chain_text(&error);
+        let hopeless = is_tls_to_plain(&text) || text.contains("certificate") || self.is_given_up(&error);
+        let kind = match error.kind() {
+            HttpErrorKind::Connect if hopeless => HttpErrorKind::Unknown,
+            HttpErrorKind::Timeout | HttpErrorKind::Interrupted if is_put => HttpErrorKind::Request,
+            _ => return error,
+        };
+        HttpError::new(kind, error)
+    }
+
+    fn is_given_up(&self, error: &HttpError) -> bool {
+        error.kind() == HttpErrorKind::Connect
+            && !self.answered.load(Ordering::Relaxed)
+            && self.failed_connects.fetch_add(1, Ordering::Relaxed) + 1 >= CONNECTS_BEFORE_FIRST_ANSWER_MAX
+    }
+}
+
+/// Replaces two statuses on which `object_store` does the wrong thing.
+fn correct_answer(mut response: HttpResponse) -> HttpResponse {
+    const METHOD_NOT_ALLOWED: u16 = 405;
+    const BAD_REQUEST: u16 = 400;
+    let status = response.status().as_u16();
+    if status == 501 {
+        // Not implemented stays so: all other 5xx are worth a retry, this is not.
+        set_status(&mut response, METHOD_NOT_ALLOWED);
+    }
+    if status == 301 || status == 307 {
+        let region = response.headers().get("x-amz-bucket-region");
+        if let Some(region) = region.and_then(|value| value.to_str().ok()) {
+            let body = format!(
+                "<Error><Code>PermanentRedirect</Code><Message>the bucket is in region \
+                 {region}</Message><Region>{region}</Region></Error>"
+            );
+            let (parts, _) = response.into_parts();
+            response = HttpResponse::from_parts(parts, body.into());
+            set_status(&mut response, BAD_REQUEST);
+        }
+    }
+    response
+}
+
+fn set_status(response: &mut HttpResponse, status: u16) {
+    if let Ok(status) = status.try_into() {
+        *response.status_mut() = status;
+    }
+}

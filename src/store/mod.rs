@@ -1,0 +1,263 @@
+//! Bytes under names: the only door to a bucket or a folder.
+//!
+//! Promises that an object is put once and whole or not at all, that what `put_new` reported as
+//! done survives a power cut, that a listing is complete and sorted, and that no answer is larger
+//! than its caller allows. It does not know what the bytes mean, and it reads no environment.
+
+mod answer;
+mod counts;
+mod error;
+mod folder;
+mod http;
+mod location;
+mod s3;
+mod secret;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+
+use answer::{classify, is_range_refusal, refuses_condition};
+use counts::Counters;
+
+pub use counts::StoreCounts;
+pub use error::{Outage, Place, StoreError};
+pub use location::{LocationError, StoreLocation};
+pub use s3::{AMBIENT_VARIABLES, Addressing, S3Options};
+pub use secret::Secret;
+
+/// A bucket with a prefix, or a folder. Clones share connections and counters.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    description: Arc<str>,
+    counters: Arc<Counters>,
+    /// Set once the store has refused create-if-absent: puts then look first.
+    plain_puts: Arc<AtomicBool>,
+}
+
+/// One line of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Name relative to the store's prefix.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// When it was put, by the clock of the store.
+    pub modified_unix_ms: i64,
+}
+
+impl Store {
+    /// Wraps an object store; `description` is shown in errors, e.g. `s3://host/bucket/prefix`.
+    pub fn new(inner: Arc<dyn ObjectStore>, description: String) -> Store {
+        Store::with_counters(inner, description.into(), Arc::default())
+    }
+
+    fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
+        Store { inner, description, counters, plain_puts: Arc::default() }
+    }
+
+    /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
+    pub fn open(location: &StoreLocation, options: &S3Options) -> Result<Store, StoreError> {
+        let description: Arc<str> = location.to_string().into();
+        let counters: Arc<Counters> = Arc::default();
+        let inner = match location {
+            StoreLocation::Folder(folder) => folder::open(folder, &description)?,
+            StoreLocation::S3 { host, port, bucket, prefix } => {
+                let at = s3::Bucket { host, port: *port, bucket, prefix };
+                s3::open(&at, options, &description, &counters)?
+            }
+        };
+        Ok(Store::with_counters(inner, description, counters))
+    }
+
+    /// Opens a store to create a kloset in it: a missing folder is made, readable by its owner only.
+    pub fn open_or_create_folder(location: &StoreLocation, options: &S3Options) -> Result<Store, StoreError> {
+        if let StoreLocation::Folder(folder) = location {
+            folder::create(folder, &location.to_string().into())?;
+        }
+        Store::open(location, options)
+    }
+
+    /// The store as shown to people, without secrets.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// What was asked of this store and its clones so far.
+    pub fn counts(&self) -> StoreCounts {
+        self.counters.read()
+    }
+
+    /// Puts an object under a name that is not taken.
+    ///
+    /// An object of that name with the same content counts as put: it is our own, whose answer was
+    /// lost on the way. On return it is durable.
+    pub async fn put_new(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
+        const ATTEMPTS_MAX: usize = 3; // one without the condition, one after a lost race
+        let at = || self.place("writing", name);
+        let path = self.path("writing", name)?;
+        self.counters.put(content.len());
+        for _ in 0..ATTEMPTS_MAX {
+            let plain = self.plain_puts.load(Ordering::Relaxed);
+            if plain && let Some(same) = self.holds(name, &content).await? {
+                return if same { Ok(()) } else { Err(self.taken(name)) };
+            }
+            let mode = if plain { PutMode::Overwrite } else { PutMode::Create };
+            let options = PutOptions::from(mode);
+            match self.inner.put_opts(&path, content.clone().into(), options).await {
+                Ok(_) => return Ok(()),
+                Err(object_store::Error::AlreadyExists { .. }) => {
+                    match self.holds(name, &content).await? {
+                        Some(true) => return Ok(()),
+                        Some(false) => return Err(self.taken(name)),
+                        None => {} // two puts met and neither won: once more
+                    }
+                }
+                Err(error) if !plain && refuses_condition(&error) => {
+                    tracing::debug!(store = %self.description, "no create-if-absent, putting plainly");
+                    self.plain_puts.store(true, Ordering::Relaxed);
+                }
+                Err(error) => return Err(classify(at(), error)),
+            }
+        }
+        Err(self.taken(name))
+    }
+
+    /// Reads a whole object of at most `bytes_max` bytes; a longer one is not buffered.
+    pub async fn get(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
+        let path = self.path("reading", name)?;
+        self.counters.get();
+        let result = self.inner.get_opts(&path, GetOptions::default()).await;
+        let result = result.map_err(|error| classify(self.place("reading", name), error))?;
+        if result.meta.size > bytes_max {
+            return Err(self.too_large(name, bytes_max));
+        }
+        self.collect(name, result, bytes_max).await
+    }
+
+    /// Reads a part of an object; a range over its end is cut there.
+    ///
+    /// An empty range gives no bytes and asks nothing; one that begins at or behind the end is
+    /// [`StoreError::OutOfRange`].
+    pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let path = self.path("reading", name)?;
+        if range.start >= range.end {
+            return Ok(Bytes::new());
+        }
+        self.counters.get();
+        let options = GetOptions::new().with_range(Some(range.clone()));
+        match self.inner.get_opts(&path, options).await {
+            Ok(result) => self.collect(name, result, range.end - range.start).await,
+            Err(error) if is_range_refusal(&error) => match self.inner.head(&path).await {
+                Ok(meta) if meta.size <= range.start => {
+                    let (name, store) = (name.to_owned(), self.description.clone());
+                    Err(StoreError::OutOfRange { name, store, start: range.start, bytes: meta.size })
+                }
+                _ => Err(classify(self.place("reading", name), error)),
+            },
+            Err(error) => Err(classify(self.place("reading", name), error)),
+        }
+    }
+
+    /// Lists all objects below a folder like `packs`, or everything for `""`, sorted by name.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
+        let path = self.path("listing", prefix)?;
+        self.counters.list();
+        let folder = (!prefix.is_empty()).then_some(&path);
+        let mut objects: Vec<ObjectInfo> = self
+            .inner
+            .list(folder)
+            .map_ok(|meta| ObjectInfo {
+                name: meta.location.to_string(),
+                bytes: meta.size,
+                modified_unix_ms: meta.last_modified.timestamp_millis(),
+            })
+            .try_collect()
+            .await
+            .map_err(|error| classify(self.place("listing", prefix), error))?;
+        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(objects)
+    }
+
+    /// Deletes an object; one that is not there is deleted already.
+    pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path("deleting", name)?;
+        self.counters.delete();
+        match self.inner.delete(&path).await {
+            Ok(()) => Ok(()),
+            Err(error) => match classify(self.place("deleting", name), error) {
+                StoreError::NotFound { .. } => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Whether the object of that name has this content; `None` where there is none.
+    async fn holds(&self, name: &str, content: &Bytes) -> Result<Option<bool>, StoreError> {
+        match self.get(name, content.len() as u64).await {
+            Ok(found) => Ok(Some(found == *content)),
+            Err(StoreError::TooLarge { .. }) => Ok(Some(false)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn collect(&self, name: &str, result: GetResult, bytes_max: u64) -> Result<Bytes, StoreError> {
+        let failed = |error| classify(self.place("reading", name), error);
+        let length = result.range.end - result.range.start;
+        if matches!(result.payload, GetResultPayload::File(..)) && length <= bytes_max {
+            // One read: as a stream a file comes 8 KiB at a time, each by a thread of its own.
+            let content = result.bytes().await.map_err(failed)?;
+            self.counters.received(content.len());
+            return Ok(content);
+        }
+        let expected = usize::try_from(length).unwrap_or(0);
+        let mut stream = result.into_stream();
+        let first = stream.try_next().await.map_err(failed)?.unwrap_or_default();
+        let mut rest = BytesMut::new();
+        while let Some(part) = stream.try_next().await.map_err(failed)? {
+            if rest.is_empty() {
+                rest.reserve(expected);
+                rest.extend_from_slice(&first);
+            }
+            if (rest.len() + part.len()) as u64 > bytes_max {
+                return Err(self.too_large(name, bytes_max));
+            }
+            rest.extend_from_slice(&part);
+        }
+        let content = if rest.is_empty() { first } else { rest.freeze() };
+        if content.len() as u64 > bytes_max {
+            return Err(self.too_large(name, bytes_max));
+        }
+        self.counters.received(content.len());
+        Ok(content)
+    }
+
+    fn path(&self, operation: &'static str, name: &str) -> Result<Path, StoreError> {
+        let failed = |source| classify(self.place(operation, name), object_store::Error::InvalidPath { source });
+        Path::parse(name).map_err(failed)
+    }
+
+    fn place(&self, operation: &'static str, name: &str) -> Place {
+        Place { operation, name: name.to_owned(), store: self.description.clone() }
+    }
+
+    fn taken(&self, name: &str) -> StoreError {
+        StoreError::AlreadyExists { name: name.to_owned(), store: self.description.clone() }
+    }
+
+    fn too_large(&self, name: &str, bytes_max: u64) -> StoreError {
+        let (name, store) = (name.to_owned(), self.description.clone());
+        StoreError::TooLarge { name, store, bytes_max }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
