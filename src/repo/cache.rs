@@ -1,0 +1,160 @@
+//! A cache bounded in bytes whose entries are loaded once however many ask at the same time.
+//!
+//! Nothing stale can be in it: objects are immutable. A failed load is forgotten, so the next read tries again. A load
+//! goes on as long as anybody waits for it.
+
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use lru::LruCache;
+
+use super::error::RepoError;
+
+/// What a cached value weighs.
+pub trait Weigh {
+    /// Returns about how many bytes of memory the value takes.
+    fn weight(&self) -> usize;
+}
+
+type Loading<V> = Shared<BoxFuture<'static, Result<Arc<V>, RepoError>>>;
+
+enum Slot<V> {
+    Ready(Arc<V>),
+    Loading(Loading<V>),
+}
+
+struct State<K: Hash + Eq, V> {
+    slots: LruCache<K, Slot<V>>,
+    bytes: usize,
+}
+
+/// The cache.
+pub struct Cache<K: Hash + Eq, V> {
+    state: Mutex<State<K, V>>,
+    bytes_max: usize,
+}
+
+impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
+    /// Returns an empty cache of at most `bytes_max` bytes.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self { state: Mutex::new(State { slots: LruCache::unbounded(), bytes: 0 }), bytes_max }
+    }
+
+    /// Returns the value if it is there.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding the cache.
+    pub fn ready(&self, key: &K) -> Option<Arc<V>> {
+        match self.state.lock().expect("no panic while held").slots.get(key) {
+            Some(Slot::Ready(value)) => Some(value.clone()),
+            _ => None,
+        }
+    }
+
+    /// Returns the value, loading it if need be.
+    ///
+    /// # Errors
+    /// What `load` returns.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding the cache.
+    pub async fn get<F>(&self, key: K, load: impl FnOnce() -> F) -> Result<Arc<V>, RepoError>
+    where
+        F: Future<Output = Result<V, RepoError>> + Send + 'static,
+    {
+        let loading = {
+            let mut state = self.state.lock().expect("no panic while held");
+            match state.slots.get(&key) {
+                Some(Slot::Ready(value)) => return Ok(value.clone()),
+                Some(Slot::Loading(loading)) => loading.clone(),
+                None => {
+                    let future = load();
+                    let loading = async move { future.await.map(Arc::new) }.boxed().shared();
+                    state.slots.put(key.clone(), Slot::Loading(loading.clone()));
+                    loading
+                }
+            }
+        };
+        let result = loading.await;
+        self.settle(key, &result);
+        result
+    }
+
+    /// Turns a finished load into a value; the first waiter to come does it, the others find it done.
+    fn settle(&self, key: K, result: &Result<Arc<V>, RepoError>) {
+        let mut state = self.state.lock().expect("no panic while held");
+        if !matches!(state.slots.peek(&key), Some(Slot::Loading(_))) {
+            return;
+        }
+        match result {
+            Err(_) => drop(state.slots.pop(&key)),
+            Ok(value) => {
+                state.bytes += value.weight();
+                state.slots.put(key, Slot::Ready(value.clone()));
+                self.shrink(&mut state);
+            }
+        }
+    }
+
+    fn shrink(&self, state: &mut State<K, V>) {
+        let mut loading = Vec::new();
+        // What was loaded last stays even if it is over the bound by itself: somebody is about to use all of it.
+        while state.bytes > self.bytes_max && state.slots.len() > loading.len() + 1 {
+            match state.slots.pop_lru() {
+                Some((_, Slot::Ready(value))) => state.bytes -= value.weight(),
+                Some((key, slot)) => loading.push((key, slot)),
+                None => break,
+            }
+        }
+        for (key, slot) in loading {
+            state.slots.put(key, slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    impl Weigh for Vec<u8> {
+        fn weight(&self) -> usize {
+            self.len()
+        }
+    }
+
+    #[tokio::test]
+    async fn many_askers_cause_one_load_and_a_failure_is_not_kept() {
+        let cache = Cache::<u32, Vec<u8>>::new(100);
+        let loads = Arc::new(AtomicUsize::new(0));
+        let load = |ok: bool| {
+            let loads = loads.clone();
+            move || async move {
+                loads.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                if ok { Ok(vec![1; 40]) } else { Err(RepoError::WriteOnly) }
+            }
+        };
+        assert!(cache.get(1, load(false)).await.is_err());
+        let all = futures::future::join_all((0..5).map(|_| cache.get(1, load(true)))).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(loads.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_go_first_and_the_bound_holds() {
+        let cache = Cache::<u32, Vec<u8>>::new(100);
+        for key in [1, 2, 1, 3] {
+            cache.get(key, || async { Ok(vec![0; 40]) }).await.unwrap();
+        }
+        assert!(cache.ready(&1).is_some() && cache.ready(&2).is_none() && cache.ready(&3).is_some());
+        assert_eq!(cache.state.lock().unwrap().bytes, 80);
+        cache.get(4, || async { Ok(vec![0; 400]) }).await.unwrap();
+        assert!(cache.ready(&4).is_some() && cache.ready(&3).is_none());
+    }
+}

@@ -1,0 +1,358 @@
+//! The kloset: the format, and the files that join it to the store.
+//!
+//! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
+//! [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`], [`pending`]. The
+//! others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`]. Nothing here prints, mounts or walks
+//! folders.
+
+pub mod blocks;
+pub mod builder;
+pub mod cache;
+pub mod check;
+pub mod chunker;
+pub mod compress;
+pub mod crypto;
+pub mod error;
+pub mod header;
+pub mod id;
+pub mod index;
+pub mod keyslot;
+pub mod layout;
+pub mod lookup;
+mod messagepack;
+pub mod pack;
+pub mod path;
+pub mod pending;
+pub mod reader;
+pub mod sealed;
+pub mod snapshot;
+pub mod tree;
+mod tree_wire;
+pub mod writer;
+
+use std::sync::Arc;
+
+use crate::cpu::Cpu;
+use crate::env::Env;
+use crate::store::{Store, StoreError};
+use crypto::{Keys, Secret};
+use futures::{StreamExt, TryStreamExt};
+use header::{ChunkerSettings, CompressionSettings, HEADER_BYTES_MAX, Header};
+use id::KlosetId;
+use keyslot::{ARGON2_RECOMMENDED, Argon2, KeySlot, NewSlot, SLOT_BYTES_MAX, SlotError, SlotSecret};
+use layout::SnapshotName;
+use snapshot::{MANIFEST_BYTES_MAX, Manifest};
+
+pub use error::RepoError;
+pub use reader::Reader;
+
+/// Bytes that the caches of a reader take unless told otherwise.
+pub const READER_BYTES_DEFAULT: usize = 128 << 20;
+/// The most key slots that are tried.
+const SLOTS_MAX: usize = 256;
+/// Manifests fetched at once.
+const FETCHES: usize = 16;
+
+/// An opened kloset; cheap to clone.
+#[derive(Clone)]
+pub struct Repo {
+    /// Its objects.
+    pub store: Store,
+    /// Its keys.
+    pub keys: Arc<Keys>,
+    /// Its header, believed.
+    pub header: Arc<Header>,
+    /// Clock, randomness, parallelism.
+    pub env: Env,
+    /// Where sealing and opening happen.
+    pub cpu: Cpu,
+}
+
+/// How a new kloset is to be.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// How files are cut.
+    pub chunker: ChunkerSettings,
+    /// How frames are compressed.
+    pub compression: CompressionSettings,
+    /// What a passphrase costs.
+    pub argon2: Argon2,
+    /// Label of the first key slot.
+    pub label: String,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            chunker: ChunkerSettings::default(),
+            compression: CompressionSettings::default(),
+            argon2: ARGON2_RECOMMENDED,
+            label: String::new(),
+        }
+    }
+}
+
+impl Repo {
+    /// Makes a new kloset: a key slot, then the header.
+    ///
+    /// # Errors
+    /// [`RepoError::KlosetExists`], or what the store says.
+    pub async fn create(
+        store: Store,
+        secret: &SlotSecret,
+        options: &CreateOptions,
+        env: Env,
+        cpu: Cpu,
+    ) -> Result<Self, RepoError> {
+        match store.get(layout::HEADER, HEADER_BYTES_MAX).await {
+            Ok(_) => return Err(RepoError::KlosetExists(store.description().to_owned())),
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (kloset, master) = (KlosetId(env.entropy.bytes()), Secret::random(&env.entropy));
+        let keys = Keys::from_master(kloset, &master);
+        let new = NewSlot { secret, cost: options.argon2, label: &options.label };
+        let slot = KeySlot::full(kloset, &master, &new, &env)?;
+        let header = Header::new(&keys, options.chunker, options.compression, &env)?;
+        let slot_name = layout::slot_name(slot.id);
+        store.put_new(&slot_name, slot.encode().into()).await?;
+        if !put_header(&store, header.encode().into()).await? {
+            store.delete(&slot_name).await?;
+            return Err(RepoError::KlosetExists(store.description().to_owned()));
+        }
+        Ok(Self { store, keys: keys.into(), header: header.into(), env, cpu })
+    }
+
+    /// Opens a kloset: the header, the listing of key slots and the slots themselves.
+    ///
+    /// # Errors
+    /// [`RepoError::NoKloset`], [`RepoError::WrongSecret`], [`RepoError::Header`], or what the store says.
+    pub async fn open(store: Store, secret: &SlotSecret, env: Env, cpu: Cpu) -> Result<Self, RepoError> {
+        let (header, slots) = futures::join!(store.get(layout::HEADER, HEADER_BYTES_MAX), store.list(layout::KEYS));
+        let header = match header {
+            Err(StoreError::NotFound { .. } | StoreError::NoFolder { .. }) => {
+                return Err(RepoError::NoKloset(store.description().to_owned()));
+            }
+            header => Header::decode(&header?)?,
+        };
+        let names = slots?.into_iter().map(|o| o.name).filter(|n| layout::parse_slot(n).is_some()).take(SLOTS_MAX);
+        let fetched = names.map(|name| {
+            let store = store.clone();
+            async move { store.get(&name, SLOT_BYTES_MAX).await.map(|content| (name, content)) }
+        });
+        let fetched: Vec<_> = futures::stream::iter(fetched).buffered(FETCHES).try_collect().await?;
+        let keys = open_slots(&fetched, secret, &header, &cpu).await?;
+        header.verify(&keys)?;
+        Ok(Self { store, keys: keys.into(), header: header.into(), env, cpu })
+    }
+
+    /// Returns a reader whose caches take at most about `memory_bytes`.
+    #[must_use]
+    pub fn reader(&self, memory_bytes: usize) -> Reader {
+        Reader::new(self.store.clone(), self.keys.clone(), self.cpu.clone(), memory_bytes)
+    }
+
+    /// Lists the snapshots, oldest first: one listing, nothing is opened.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotName>, RepoError> {
+        let objects = self.store.list(layout::SNAPSHOTS).await?;
+        Ok(objects.iter().filter_map(|o| SnapshotName::parse(&o.name)).collect())
+    }
+
+    /// Reads a snapshot's manifest.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn manifest(&self, name: SnapshotName) -> Result<Manifest, RepoError> {
+        let object = match self.store.get(&name.object(), MANIFEST_BYTES_MAX as u64).await {
+            Err(StoreError::NotFound { .. }) => return Err(RepoError::NoSnapshot(name.id.to_string())),
+            object => object?,
+        };
+        if !self.keys.can_read() {
+            return Err(RepoError::WriteOnly);
+        }
+        Manifest::open(&self.keys, name, &object).map_err(|e| RepoError::damaged(name.object(), e))
+    }
+
+    /// Reads many manifests at once, in the order of `names`; each fails for itself.
+    pub async fn manifests(&self, names: &[SnapshotName]) -> Vec<(SnapshotName, Result<Manifest, RepoError>)> {
+        futures::stream::iter(names.iter().copied())
+            .map(|name| async move { (name, self.manifest(name).await) })
+            .buffered(FETCHES)
+            .collect()
+            .await
+    }
+
+    /// Finds the snapshot that `spec` means: `latest`, `latest~2`, or the first characters of an id.
+    ///
+    /// # Errors
+    /// [`RepoError::NoSnapshot`], [`RepoError::AmbiguousSnapshot`], [`RepoError::Store`].
+    pub async fn resolve(&self, spec: &str) -> Result<SnapshotName, RepoError> {
+        resolve_in(&self.snapshots().await?, spec)
+    }
+}
+
+/// Puts a new kloset's header and tells whether it is the one that stands: a store that ignores create-if-absent lets
+/// the last of two creations win.
+async fn put_header(store: &Store, header: bytes::Bytes) -> Result<bool, RepoError> {
+    match store.put_new(layout::HEADER, header.clone()).await {
+        Err(StoreError::AlreadyExists { .. }) => return Ok(false),
+        put => put?,
+    }
+    match store.get(layout::HEADER, HEADER_BYTES_MAX).await {
+        Err(StoreError::TooLarge { .. }) => Ok(false),
+        standing => Ok(standing? == header),
+    }
+}
+
+/// Tries every slot on the secret, off the async threads: a passphrase takes about 100 ms a slot.
+async fn open_slots(
+    fetched: &[(String, bytes::Bytes)],
+    secret: &SlotSecret,
+    header: &Header,
+    cpu: &Cpu,
+) -> Result<Keys, RepoError> {
+    let mut problem = None;
+    let mut tried = 0;
+    for (name, content) in fetched {
+        let slot = match KeySlot::decode(content) {
+            Ok(slot) if slot.kloset == header.id && layout::slot_name(slot.id) == *name => slot,
+            Ok(_) => {
+                problem = Some(RepoError::damaged(name, "it is another kloset's or another slot's"));
+                continue;
+            }
+            Err(error) => {
+                problem = Some(RepoError::damaged(name, error));
+                continue;
+            }
+        };
+        let secret = secret.clone();
+        match cpu.run(move || slot.open(&secret)).await {
+            Ok(keys) => return Ok(keys),
+            Err(SlotError::WrongSecret | SlotError::OtherKind(_)) => tried += 1,
+            Err(error) => problem = Some(RepoError::damaged(name, error)),
+        }
+    }
+    match problem {
+        Some(problem) if tried == 0 => Err(problem),
+        None if fetched.is_empty() => Err(RepoError::damaged("keys/", "there is no key slot")),
+        _ => Err(RepoError::WrongSecret { slots: tried }),
+    }
+}
+
+fn resolve_in(names: &[SnapshotName], spec: &str) -> Result<SnapshotName, RepoError> {
+    let none = || RepoError::NoSnapshot(spec.to_owned());
+    if let Some(rest) = spec.strip_prefix("latest") {
+        let back = match rest.strip_prefix('~') {
+            None if rest.is_empty() => 0,
+            Some(n) => n.parse::<usize>().map_err(|_| none())?,
+            None => return Err(none()),
+        };
+        return names.iter().rev().nth(back).copied().ok_or_else(none);
+    }
+    let plausible = !spec.is_empty() && spec.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let mut fitting = names.iter().filter(|n| plausible && n.id.to_string().starts_with(spec));
+    match (fitting.next(), fitting.next()) {
+        (Some(name), None) => Ok(*name),
+        (Some(_), Some(_)) => Err(RepoError::AmbiguousSnapshot(spec.to_owned())),
+        (None, _) => Err(none()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream::BoxStream;
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+        PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    };
+
+    use super::id::SnapshotId;
+    use super::*;
+
+    /// A store that ignores create-if-absent, where another creation always puts its header last.
+    #[derive(Debug, Default)]
+    struct LostRace(InMemory);
+
+    impl std::fmt::Display for LostRace {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("lost race")
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl ObjectStore for LostRace {
+        async fn put_opts(&self, at: &Path, content: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+            options.mode = PutMode::Overwrite;
+            let put = self.0.put_opts(at, content, options).await?;
+            if at.as_ref() == layout::HEADER {
+                self.0.put(at, "another header".into()).await?;
+            }
+            Ok(put)
+        }
+
+        async fn put_multipart_opts(
+            &self,
+            at: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(at, options).await
+        }
+
+        async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(at, options).await
+        }
+
+        fn delete_stream(&self, at: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(at)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(prefix)
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.0.copy_opts(from, to, options).await
+        }
+    }
+
+    #[tokio::test]
+    async fn of_two_creations_the_one_whose_header_does_not_stand_takes_its_slot_back() {
+        let secret = SlotSecret::KeyFile(Secret([7; 32]));
+        let create = |store: Store| {
+            let (secret, env) = (secret.clone(), Env::seeded(1, 0));
+            async move { Repo::create(store, &secret, &CreateOptions::default(), env, Cpu::new(1)).await }
+        };
+        let store = Store::new(Arc::new(LostRace::default()), "race".into());
+        assert!(matches!(create(store.clone()).await, Err(RepoError::KlosetExists(_))));
+        assert!(store.list(layout::KEYS).await.unwrap().is_empty());
+
+        let store = Store::new(Arc::new(InMemory::new()), "memory".into());
+        create(store.clone()).await.unwrap();
+        assert!(matches!(create(store.clone()).await, Err(RepoError::KlosetExists(_))));
+        assert!(Repo::open(store, &secret, Env::seeded(2, 0), Cpu::new(1)).await.is_ok());
+    }
+
+    #[test]
+    fn a_snapshot_is_named_by_age_or_by_the_start_of_its_id() {
+        let name = |n: u8| SnapshotName { unix_ms: i64::from(n), id: SnapshotId([n; 16]) };
+        let names = [name(0x11), name(0x12), name(0x21)];
+        assert_eq!(resolve_in(&names, "latest").unwrap(), names[2]);
+        assert_eq!(resolve_in(&names, "latest~2").unwrap(), names[0]);
+        assert_eq!(resolve_in(&names, "12").unwrap(), names[1]);
+        assert!(matches!(resolve_in(&names, "1"), Err(RepoError::AmbiguousSnapshot(_))));
+        for none in ["latest~3", "latest~", "latestx", "33", "", "zz"] {
+            assert!(matches!(resolve_in(&names, none), Err(RepoError::NoSnapshot(_))), "{none}");
+        }
+    }
+}
+#[cfg(test)]
+mod vectors;

@@ -1,0 +1,495 @@
+//! Reading: from a reference to checked bytes.
+//!
+//! References carry locations, so nothing here loads the index until a location no longer holds. Whatever is returned
+//! has passed its seal and its keyed id. Packs of trees are fetched whole; packs of data in blocks with readahead along
+//! the pack. Clones share the caches.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::OnceCell;
+
+use super::blocks::Blocks;
+use super::cache::{Cache, Weigh};
+use super::crypto::Keys;
+use super::error::RepoError;
+use super::id::{ChunkId, PackId};
+use super::lookup::Index;
+use super::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
+use super::tree::{self, ChunkRef, Data, FileContent, Location, Page, TREE_BYTES_MAX, TreeRef};
+use crate::cpu::Cpu;
+use crate::store::Store;
+
+/// Reads what a kloset holds; cheap to clone.
+#[derive(Clone)]
+pub struct Reader(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    keys: Arc<Keys>,
+    cpu: Cpu,
+    blocks: Blocks,
+    frames: Cache<(PackId, u32), Frame>,
+    tree_packs: Cache<PackId, TreePack>,
+    pages: Cache<TreeRef, Page>,
+    lists: Cache<TreeRef, ContentList>,
+    index: OnceCell<Index>,
+}
+
+/// An opened frame and which of its chunks have been checked against their ids.
+struct Frame {
+    raw: Bytes,
+    checked: Mutex<HashMap<(PackKind, u32, u32), ChunkId>>,
+}
+
+/// A whole pack of trees, sealed, and its footer.
+struct TreePack {
+    content: Bytes,
+    footer: Footer,
+}
+
+/// A chunk to be found: what it is, its name and its length.
+#[derive(Clone, Copy)]
+struct Wanted {
+    kind: PackKind,
+    id: ChunkId,
+    bytes: u32,
+}
+
+/// The chunks of a content page, with the offset of each from the start of the page.
+struct ContentList(Vec<ChunkRef>);
+
+impl Weigh for Frame {
+    fn weight(&self) -> usize {
+        self.raw.len() + 256
+    }
+}
+
+impl Weigh for TreePack {
+    fn weight(&self) -> usize {
+        self.content.len() + self.footer.frames.iter().map(|f| 64 + 40 * f.chunks.len()).sum::<usize>()
+    }
+}
+
+impl Weigh for Page {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Branch(entries) => entries.len() * 200,
+            Self::Leaf(nodes) => nodes.iter().map(node_weight).sum::<usize>() + 64,
+        }
+    }
+}
+
+impl Weigh for ContentList {
+    fn weight(&self) -> usize {
+        self.0.len() * size_of::<ChunkRef>()
+    }
+}
+
+fn node_weight(node: &tree::Node) -> usize {
+    let kind = match &node.kind {
+        tree::NodeKind::File(content) => {
+            let data = match &content.data {
+                Data::Chunks(chunks) => chunks.len() * size_of::<ChunkRef>(),
+                Data::Pages(pages) => pages.len() * 128,
+            };
+            data + content.holes.len() * 16
+        }
+        tree::NodeKind::Symlink(target) => target.len(),
+        _ => 0,
+    };
+    let xattrs: usize = node.xattrs.iter().map(|(n, v)| n.len() + v.len() + 64).sum();
+    size_of::<tree::Node>()
+        + node.name.as_bytes().len()
+        + node.owner.user.len()
+        + node.owner.group.len()
+        + kind
+        + xattrs
+}
+
+impl Reader {
+    /// Returns a reader whose caches hold at most about `memory_bytes`.
+    #[must_use]
+    pub fn new(store: Store, keys: Arc<Keys>, cpu: Cpu, memory_bytes: usize) -> Self {
+        let part = |share: usize| memory_bytes / 8 * share;
+        Self(Arc::new(Inner {
+            blocks: Blocks::new(store.clone(), part(2)),
+            frames: Cache::new(part(2)),
+            tree_packs: Cache::new(part(2)),
+            pages: Cache::new(part(1)),
+            lists: Cache::new(part(1)),
+            index: OnceCell::new(),
+            store,
+            keys,
+            cpu,
+        }))
+    }
+
+    /// Returns a page of a directory if it is in memory.
+    #[must_use]
+    pub fn ready_page(&self, at: &TreeRef) -> Option<Arc<Page>> {
+        self.0.pages.ready(at)
+    }
+
+    /// Reads a page of a directory.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn page(&self, at: &TreeRef) -> Result<Arc<Page>, RepoError> {
+        let (reader, at) = (self.clone(), *at);
+        let load = move || async move {
+            let raw = reader.tree_chunk(&at).await?;
+            // A small page is decoded sooner than a thread is woken.
+            let page = if raw.len() < SMALL_PAGE_BYTES {
+                Page::decode(&raw)
+            } else {
+                reader.0.cpu.run(move || Page::decode(&raw)).await
+            };
+            page.map_err(|e| RepoError::damaged(describe(at.pack, at.id), e))
+        };
+        self.0.pages.get(at, load).await
+    }
+
+    /// Reads the chunk that holds a tree or a content page.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn tree_chunk(&self, at: &TreeRef) -> Result<Bytes, RepoError> {
+        if at.bytes as usize > TREE_BYTES_MAX {
+            return Err(RepoError::damaged(describe(at.pack, at.id), "longer than a tree can be"));
+        }
+        let wanted = Wanted { kind: PackKind::Tree, id: at.id, bytes: at.bytes };
+        match self.tree_chunk_at(at, wanted).await {
+            Ok(raw) => Ok(raw),
+            Err(error) => self.elsewhere(wanted, at.pack, error).await,
+        }
+    }
+
+    async fn tree_chunk_at(&self, at: &TreeRef, wanted: Wanted) -> Result<Bytes, RepoError> {
+        let bad = |problem: &str| RepoError::damaged(describe(at.pack, at.id), problem);
+        let pack = self.tree_pack(at.pack).await?;
+        let entry = pack.footer.frames.get(at.frame as usize).ok_or_else(|| bad("its pack has no such frame"))?;
+        let (from, to) = (entry.offset as usize, entry.offset as usize + entry.bytes as usize);
+        let sealed = pack.content.get(from..to).ok_or_else(|| bad("its frame ends behind its pack"))?;
+        let sealed = pack.content.slice_ref(sealed);
+        let frame = self.frame(at.pack, entry.offset, async move { Ok(sealed) }).await?;
+        if frame.raw.len() as u64 != entry.raw_bytes() {
+            return Err(bad("its frame is not as long as its pack's footer says"));
+        }
+        self.checked(&frame, at.pack, at.chunk_offset, wanted).await
+    }
+
+    async fn tree_pack(&self, id: PackId) -> Result<Arc<TreePack>, RepoError> {
+        let reader = self.clone();
+        let load = move || async move {
+            let content = reader.0.store.get(&id.to_string(), PACK_BYTES_MAX).await.map_err(|e| missing(id, e))?;
+            let key = reader.session_key(id)?;
+            let footer = pack::sealed_footer(&content)
+                .and_then(|sealed| pack::open_footer(&key, reader.0.keys.kloset(), id, sealed))
+                .map_err(|e| RepoError::damaged(id, e))?;
+            if footer.kind != PackKind::Tree {
+                return Err(RepoError::damaged(id, "a tree is sought in it and it holds content"));
+            }
+            Ok(TreePack { content, footer })
+        };
+        self.0.tree_packs.get(id, load).await
+    }
+
+    /// Reads a chunk of file content.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn chunk(&self, at: &ChunkRef) -> Result<Bytes, RepoError> {
+        let wanted = Wanted { kind: PackKind::Data, id: at.id, bytes: at.bytes };
+        match self.chunk_at(wanted, &at.location).await {
+            Ok(raw) => Ok(raw),
+            Err(error) => self.elsewhere(wanted, at.location.pack, error).await,
+        }
+    }
+
+    async fn chunk_at(&self, wanted: Wanted, at: &Location) -> Result<Bytes, RepoError> {
+        let range = frame_range(at);
+        let blocks = self.0.blocks.clone();
+        let (pack, sealed_bytes) = (at.pack, at.frame_bytes as usize);
+        let fetch = async move {
+            let sealed = blocks.read(pack, range).await.map_err(|e| missing_repo(pack, e))?;
+            if sealed.len() < sealed_bytes {
+                return Err(RepoError::damaged(describe(pack, wanted.id), "its frame ends behind its pack"));
+            }
+            Ok(sealed)
+        };
+        let frame = self.frame(at.pack, at.frame_offset, fetch).await?;
+        self.checked(&frame, at.pack, at.chunk_offset, wanted).await
+    }
+
+    /// Opens the frame at `offset` of a pack, whose sealed bytes `fetch` brings.
+    async fn frame(
+        &self,
+        pack: PackId,
+        offset: u32,
+        fetch: impl Future<Output = Result<Bytes, RepoError>> + Send + 'static,
+    ) -> Result<Arc<Frame>, RepoError> {
+        let reader = self.clone();
+        let load = move || async move {
+            let sealed = fetch.await?;
+            let key = reader.session_key(pack)?;
+            let place = (reader.0.keys.kloset(), pack.session);
+            let open = move || pack::open_frame(&key, place, &sealed);
+            let raw = reader.0.cpu.run(open).await;
+            let raw = raw.map_err(|e| RepoError::damaged(format!("{pack}, frame at {offset}"), e))?;
+            Ok(Frame { raw: raw.into(), checked: Mutex::default() })
+        };
+        self.0.frames.get((pack, offset), load).await
+    }
+
+    /// Cuts a chunk out of its frame and checks its id, once for each chunk of a frame in memory.
+    async fn checked(
+        &self,
+        frame: &Arc<Frame>,
+        pack: PackId,
+        offset: u32,
+        Wanted { kind, id, bytes }: Wanted,
+    ) -> Result<Bytes, RepoError> {
+        let bad = |problem: &str| RepoError::damaged(describe(pack, id), problem);
+        let end = u64::from(offset) + u64::from(bytes);
+        if end > frame.raw.len() as u64 {
+            return Err(bad("it ends behind its frame"));
+        }
+        let raw = frame.raw.slice(offset as usize..offset as usize + bytes as usize);
+        let known = frame.checked.lock().expect("no panic while held").get(&(kind, offset, bytes)).copied();
+        let found = match known {
+            Some(found) => found,
+            None => {
+                let (keys, content) = (self.0.keys.clone(), raw.clone());
+                let name = move || match kind {
+                    PackKind::Data => keys.chunk_id(&content),
+                    PackKind::Tree => keys.tree_id(&content),
+                };
+                let found = if bytes < 64 << 10 { name() } else { self.0.cpu.run(name).await };
+                frame.checked.lock().expect("no panic while held").insert((kind, offset, bytes), found);
+                found
+            }
+        };
+        if found == id { Ok(raw) } else { Err(bad("its content is not what its id says")) }
+    }
+
+    /// Looks a chunk up in the index because its own location failed with `error`; that error stands if none is better.
+    async fn elsewhere(&self, wanted: Wanted, tried: PackId, error: RepoError) -> Result<Bytes, RepoError> {
+        if !matches!(error, RepoError::Damaged { .. }) {
+            return Err(error);
+        }
+        let index = self.0.index.get_or_try_init(|| Index::load(&self.0.store, &self.0.keys)).await;
+        let Ok(index) = index else { return Err(error) };
+        for placed in index.places(wanted.id).filter(|p| p.location.pack != tried && p.bytes == wanted.bytes) {
+            if let Ok(raw) = self.chunk_at(wanted, &placed.location).await {
+                return Ok(raw);
+            }
+        }
+        Err(error)
+    }
+
+    /// Begins to fetch what a chunk needs, and returns at once.
+    pub fn prefetch(&self, at: &ChunkRef) {
+        if self.0.frames.ready(&(at.location.pack, at.location.frame_offset)).is_none() {
+            self.0.blocks.prefetch(at.location.pack, &frame_range(&at.location));
+        }
+    }
+
+    /// Begins to fetch what chunks need that follow one another, neighbours in one request, and returns at once.
+    pub fn prefetch_all<'a>(&self, chunks: impl IntoIterator<Item = &'a ChunkRef>) {
+        let mut run: Option<(PackId, Range<u64>)> = None;
+        for chunk in chunks {
+            let (pack, range) = (chunk.location.pack, frame_range(&chunk.location));
+            if self.0.frames.ready(&(pack, chunk.location.frame_offset)).is_some() {
+                continue;
+            }
+            match &mut run {
+                Some((same, whole)) if *same == pack && whole.contains(&range.start) => {
+                    whole.end = whole.end.max(range.end);
+                }
+                Some((same, whole)) if *same == pack && whole.end == range.start => whole.end = range.end,
+                run => {
+                    if let Some((pack, whole)) = run.replace((pack, range)) {
+                        self.0.blocks.prefetch(pack, &whole);
+                    }
+                }
+            }
+        }
+        if let Some((pack, whole)) = run {
+            self.0.blocks.prefetch(pack, &whole);
+        }
+    }
+
+    /// Returns the chunks of a file that lie in `range` of its data, each with its offset in the data.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn chunks_in(&self, data: &Data, range: Range<u64>) -> Result<Vec<(u64, ChunkRef)>, RepoError> {
+        let mut out = Vec::new();
+        match data {
+            Data::Chunks(chunks) => overlapping(0, chunks, &range, &mut out),
+            Data::Pages(pages) => {
+                let mut at = 0;
+                for (bytes, page) in pages {
+                    if at < range.end && at + bytes > range.start {
+                        overlapping(at, &self.content_page(page, *bytes).await?.0, &range, &mut out);
+                    }
+                    at += bytes;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    async fn content_page(&self, at: &TreeRef, bytes: u64) -> Result<Arc<ContentList>, RepoError> {
+        let (reader, at) = (self.clone(), *at);
+        let load = move || async move {
+            let raw = reader.tree_chunk(&at).await?;
+            let chunks =
+                tree::decode_content_page(&raw).map_err(|e| RepoError::damaged(describe(at.pack, at.id), e))?;
+            if chunks.iter().map(|c| u64::from(c.bytes)).sum::<u64>() != bytes {
+                return Err(RepoError::damaged(describe(at.pack, at.id), "its length is not what its node says"));
+            }
+            Ok(ContentList(chunks))
+        };
+        self.0.lists.get(at, load).await
+    }
+
+    /// Reads `range` of a file, holes as zeros; less if the file ends before.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn read(&self, file: &FileContent, range: Range<u64>) -> Result<Bytes, RepoError> {
+        let range = range.start.min(file.bytes)..range.end.min(file.bytes);
+        if file.holes.is_empty() {
+            return self.read_data(&file.data, range).await;
+        }
+        let mut out = BytesMut::new();
+        for (hole, part) in pieces(&file.holes, range) {
+            let bytes = usize::try_from(part.end - part.start).expect("a read is small");
+            if hole {
+                out.resize(out.len() + bytes, 0);
+            } else {
+                out.extend_from_slice(&self.read_data(&file.data, part).await?);
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    async fn read_data(&self, data: &Data, range: Range<u64>) -> Result<Bytes, RepoError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let chunks = self.chunks_in(data, range.clone()).await?;
+        let mut out = BytesMut::new();
+        let single = chunks.len() == 1;
+        for (at, chunk) in chunks {
+            let raw = self.chunk(&chunk).await?;
+            let from = usize::try_from(range.start.saturating_sub(at)).expect("within a chunk");
+            let to = usize::try_from((range.end - at).min(raw.len() as u64)).expect("within a chunk");
+            if single {
+                return Ok(raw.slice(from..to));
+            }
+            out.extend_from_slice(&raw[from..to]);
+        }
+        Ok(out.freeze())
+    }
+
+    fn session_key(&self, pack: PackId) -> Result<super::crypto::SealingKey, RepoError> {
+        self.0.keys.session_key(&pack.session).map_err(|e| match e {
+            super::crypto::CryptoError::WriteOnly => RepoError::WriteOnly,
+            e => RepoError::damaged(pack, e),
+        })
+    }
+}
+
+/// Pages of fewer bytes are decoded where they are read: about 100 µs.
+const SMALL_PAGE_BYTES: usize = 64 << 10;
+
+fn describe(pack: PackId, id: ChunkId) -> String {
+    format!("chunk {} in {pack}", id.short())
+}
+
+fn missing(pack: PackId, error: crate::store::StoreError) -> RepoError {
+    missing_repo(pack, error.into())
+}
+
+/// A pack that is not there is damage; a store that cannot be asked is not.
+fn missing_repo(pack: PackId, error: RepoError) -> RepoError {
+    use crate::store::StoreError::{NotFound, TooLarge};
+    match &error {
+        RepoError::Store(e) if matches!(**e, NotFound { .. }) => RepoError::damaged(pack, "missing"),
+        RepoError::Store(e) if matches!(**e, TooLarge { .. }) => RepoError::damaged(pack, "longer than a pack can be"),
+        _ => error,
+    }
+}
+
+fn frame_range(at: &Location) -> Range<u64> {
+    u64::from(at.frame_offset)..u64::from(at.frame_offset) + u64::from(at.frame_bytes)
+}
+
+/// Collects those of `chunks`, the first at `start`, that touch `range`.
+fn overlapping(start: u64, chunks: &[ChunkRef], range: &Range<u64>, out: &mut Vec<(u64, ChunkRef)>) {
+    let mut at = start;
+    for chunk in chunks {
+        let end = at + u64::from(chunk.bytes);
+        if at >= range.end {
+            break;
+        }
+        if end > range.start {
+            out.push((at, *chunk));
+        }
+        at = end;
+    }
+}
+
+/// Cuts `range` of a file into holes (`true`, in the file) and data (`false`, in the data between the holes).
+#[must_use]
+pub fn pieces(holes: &[(u64, u64)], range: Range<u64>) -> Vec<(bool, Range<u64>)> {
+    let mut out = Vec::new();
+    let (mut at, mut skipped) = (range.start, 0);
+    for &(offset, bytes) in holes {
+        let end = offset + bytes;
+        if end <= range.start {
+            skipped += bytes;
+            continue;
+        }
+        if offset >= range.end {
+            break;
+        }
+        if at < offset {
+            out.push((false, at - skipped..offset - skipped));
+            at = offset;
+        }
+        out.push((true, at..end.min(range.end)));
+        at = end.min(range.end);
+        skipped += bytes;
+    }
+    if at < range.end {
+        out.push((false, at - skipped..range.end - skipped));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(range: Range<u64>, expected: &[(bool, Range<u64>)]) {
+        assert_eq!(pieces(&[(10, 10), (40, 5)], range), expected);
+    }
+
+    #[test]
+    fn a_range_is_cut_at_its_holes() {
+        check(0..50, &[(false, 0..10), (true, 10..20), (false, 10..30), (true, 40..45), (false, 30..35)]);
+        check(0..5, &[(false, 0..5)]);
+        check(12..15, &[(true, 12..15)]);
+        check(15..25, &[(true, 15..20), (false, 10..15)]);
+        check(20..40, &[(false, 10..30)]);
+        check(43..60, &[(true, 43..45), (false, 30..45)]);
+        check(7..7, &[]);
+    }
+}

@@ -1,0 +1,505 @@
+//! Writing: from chunks to packs, index runs and a snapshot.
+//!
+//! A [`Writer`] is one session, owned by one thread. Chunks are collected into frames in the order they come, frames
+//! are compressed and sealed by the CPU pool, placed into packs in the same order, and packs are put by the runtime.
+//! Order is the transaction: packs, then index runs, then the snapshot; a crash leaves only what nobody refers to.
+//! Memory is bounded: two packs under construction, a few frames being sealed, a few packs being put.
+//! The writer does not know where content comes from.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use super::Repo;
+use super::crypto::SealingKey;
+use super::error::RepoError;
+use super::id::{ChunkId, PackId, RunId, SessionId};
+use super::index::{IndexRun, RUN_ENTRIES_MAX};
+use super::layout::{self, SnapshotName};
+use super::lookup::{self, Index};
+use super::pack::{
+    self, DATA_FRAME_BYTES, DATA_PACK_BYTES, FRAME_CHUNKS_MAX, LONE_CHUNK_BYTES, PACK_CHUNKS_MAX, PackBuilder,
+    PackKind, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
+};
+use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
+use super::tree::{ChunkRef, Placed, TREE_BYTES_MAX, TreeRef};
+use crate::cpu::Job;
+use crate::store::StoreError;
+
+/// Packs being put at once: with 16 MiB each enough to fill a fast link, few enough for the memory.
+const UPLOADS_MAX: usize = 3;
+
+/// One run of a writer.
+pub struct Writer {
+    repo: Repo,
+    runtime: Handle,
+    session: SessionId,
+    key: SealingKey,
+    options: WriterOptions,
+    packs_begun: u32,
+    data: DataLane,
+    trees: TreeLane,
+    /// Content that is stored, or about to be: without a place while its frame has none.
+    content_places: HashMap<ChunkId, Option<Placed>>,
+    /// Trees and content pages that are stored, or about to be: their places are known before their frames are sealed.
+    tree_places: HashMap<ChunkId, TreeRef>,
+    index_loaded: bool,
+    used: HashSet<PackId>,
+    run: IndexRun,
+    runs: Vec<RunId>,
+    uploads: JoinSet<Result<(), StoreError>>,
+    counts: WriteCounts,
+}
+
+/// How a session writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriterOptions {
+    /// Whether to list the packs first and store again what lies in packs that are gone.
+    pub verify_packs: bool,
+}
+
+/// What a session stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteCounts {
+    /// Chunks of content that were not there yet.
+    pub chunks_new: u64,
+    /// Their bytes, raw.
+    pub bytes_new: u64,
+    /// Bytes of the objects put.
+    pub bytes_stored: u64,
+}
+
+#[derive(Default)]
+struct OpenFrame {
+    raw: Vec<u8>,
+    chunks: Vec<(ChunkId, u32)>,
+}
+
+struct Sealing {
+    job: Job<Vec<u8>>,
+    chunks: Vec<(ChunkId, u32)>,
+}
+
+#[derive(Default)]
+struct DataLane {
+    open: OpenFrame,
+    sealing: VecDeque<Sealing>,
+    pack: Option<(PackId, PackBuilder)>,
+    pack_chunks: usize,
+}
+
+#[derive(Default)]
+struct TreeLane {
+    open: OpenFrame,
+    /// The pack that the open frame will stand in, the number of frames before it and their raw bytes.
+    place: Option<(PackId, u32, usize)>,
+    sealing: VecDeque<TreeStep>,
+    pack: Option<(PackId, PackBuilder)>,
+}
+
+enum TreeStep {
+    Frame(PackId, Sealing),
+    EndOfPack,
+}
+
+impl Writer {
+    /// Begins a session.
+    #[must_use]
+    pub fn new(repo: &Repo, runtime: Handle, options: WriterOptions) -> Self {
+        let (session, key) = repo.keys.new_session(&repo.env.entropy);
+        Self {
+            repo: repo.clone(),
+            runtime,
+            session,
+            key,
+            options,
+            packs_begun: 0,
+            data: DataLane::default(),
+            trees: TreeLane::default(),
+            content_places: HashMap::new(),
+            tree_places: HashMap::new(),
+            index_loaded: false,
+            used: HashSet::new(),
+            run: IndexRun::default(),
+            runs: Vec::new(),
+            uploads: JoinSet::new(),
+            counts: WriteCounts::default(),
+        }
+    }
+
+    /// Returns what was stored so far.
+    #[must_use]
+    pub fn counts(&self) -> WriteCounts {
+        self.counts
+    }
+
+    /// Stores a chunk of content unless it is there, and tells whether it was new.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub fn add(&mut self, id: ChunkId, content: Chunk<'_>) -> Result<bool, RepoError> {
+        if !self.content_places.contains_key(&id) {
+            self.load_index()?;
+        }
+        if self.content_places.contains_key(&id) {
+            return Ok(false);
+        }
+        self.content_places.insert(id, None);
+        self.counts.chunks_new += 1;
+        self.counts.bytes_new += content.as_ref().len() as u64;
+        let bytes = length(content.as_ref());
+        if content.as_ref().len() >= LONE_CHUNK_BYTES {
+            let frame = OpenFrame { raw: content.into_vec(), chunks: vec![(id, bytes)] };
+            self.seal_data(frame)?;
+        } else {
+            let open = &mut self.data.open;
+            if open.raw.capacity() == 0 {
+                open.raw.reserve(DATA_FRAME_BYTES + LONE_CHUNK_BYTES);
+            }
+            open.raw.extend_from_slice(content.as_ref());
+            open.chunks.push((id, bytes));
+            if open.raw.len() >= DATA_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
+                let frame = std::mem::take(open);
+                self.seal_data(frame)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns the reference to a chunk of content, `None` while its frame has no place yet.
+    ///
+    /// # Panics
+    /// If the chunk was never added.
+    pub fn place(&mut self, id: ChunkId) -> Option<ChunkRef> {
+        let placed = self.content_places.get(&id).expect("only chunks that were added are placed").as_ref()?;
+        self.used.insert(placed.location.pack);
+        Some(ChunkRef { id, bytes: placed.bytes, location: placed.location })
+    }
+
+    /// Notes that a chunk's place was taken over from the parent snapshot.
+    pub fn use_pack(&mut self, pack: PackId) {
+        self.used.insert(pack);
+    }
+
+    /// Stores a tree or a content page unless it is there; `parent` is where the parent snapshot has one that may be
+    /// the same.
+    ///
+    /// # Errors
+    /// [`RepoError`]; [`RepoError::TooLong`] for a page that no reader accepts.
+    pub fn add_tree(&mut self, raw: &[u8], parent: Option<TreeRef>) -> Result<TreeRef, RepoError> {
+        if raw.len() > TREE_BYTES_MAX {
+            let object = "a page of a directory".to_owned();
+            return Err(RepoError::TooLong { object, bytes: raw.len(), bytes_max: TREE_BYTES_MAX });
+        }
+        let id = self.repo.keys.tree_id(raw);
+        if let Some(parent) = parent.filter(|p| p.id == id) {
+            self.used.insert(parent.pack);
+            return Ok(parent);
+        }
+        if !self.tree_places.contains_key(&id) {
+            self.load_index()?;
+        }
+        match self.tree_places.get(&id) {
+            Some(tree) => {
+                self.used.insert(tree.pack);
+                Ok(*tree)
+            }
+            None => self.append_tree(id, raw),
+        }
+    }
+
+    fn append_tree(&mut self, id: ChunkId, raw: &[u8]) -> Result<TreeRef, RepoError> {
+        let (pack, frame, raw_bytes) = match self.trees.place {
+            Some(place) => place,
+            None => (self.begin_pack(), 0, 0),
+        };
+        self.trees.place = Some((pack, frame, raw_bytes));
+        let open = &mut self.trees.open;
+        let bytes = length(raw);
+        let tree = TreeRef { id, bytes, pack, frame, chunk_offset: length(&open.raw) };
+        open.raw.extend_from_slice(raw);
+        open.chunks.push((id, bytes));
+        self.tree_places.insert(id, tree);
+        if open.raw.len() >= TREE_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
+            self.seal_trees()?;
+        }
+        Ok(tree)
+    }
+
+    /// Tells whether a page of a huge directory may end after `name`: one name in 256, chosen by the keyed hash.
+    #[must_use]
+    pub fn page_ends_after(&self, name: &[u8]) -> bool {
+        self.repo.keys.chunk_id(name).0[0] == 0
+    }
+
+    /// Closes the open frame of content and gives every chunk its place.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub fn flush_data(&mut self) -> Result<(), RepoError> {
+        if !self.data.open.chunks.is_empty() {
+            let frame = std::mem::take(&mut self.data.open);
+            self.seal_data(frame)?;
+        }
+        while !self.data.sealing.is_empty() {
+            self.place_data()?;
+        }
+        Ok(())
+    }
+
+    /// Puts all that is left: packs, then index runs. Nothing refers to them until [`Writer::commit`].
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub fn flush(&mut self) -> Result<(), RepoError> {
+        self.flush_data()?;
+        if let Some((id, pack)) = self.data.pack.take() {
+            self.put_pack(id, pack)?;
+        }
+        if !self.trees.open.chunks.is_empty() {
+            self.seal_trees()?;
+        }
+        while !self.trees.sealing.is_empty() {
+            self.place_tree()?;
+        }
+        self.trees.place = None;
+        if let Some((id, pack)) = self.trees.pack.take() {
+            self.put_pack(id, pack)?;
+        }
+        self.put_run()
+    }
+
+    /// Returns the index runs put so far.
+    #[must_use]
+    pub fn runs(&self) -> &[RunId] {
+        &self.runs
+    }
+
+    /// Puts the snapshot: from here on it exists. Call [`Writer::flush`] first.
+    ///
+    /// # Errors
+    /// [`RepoError::Pruned`] if packs it needs were marked for deletion meanwhile; [`RepoError::TooLong`] for a manifest
+    /// that no reader accepts.
+    pub fn commit(&mut self, name: SnapshotName, manifest: &Manifest) -> Result<(), RepoError> {
+        assert!(self.uploads.is_empty() && self.run.entries.is_empty(), "flush comes first");
+        let repo = &self.repo;
+        let packs = self.runtime.block_on(lookup::load_pending(&repo.store, &repo.keys))?;
+        let lost = packs.intersection(&self.used).count();
+        if lost > 0 {
+            return Err(RepoError::Pruned(lost));
+        }
+        let nonce = repo.env.entropy.bytes();
+        let sealed = manifest.seal(&self.key, self.session, (repo.keys.kloset(), name), nonce);
+        let object = sealed.map_err(|error| match error {
+            SnapshotError::TooLong(bytes) => {
+                RepoError::TooLong { object: name.object(), bytes, bytes_max: MANIFEST_BYTES_MAX }
+            }
+            error => RepoError::damaged(name.object(), error),
+        })?;
+        self.counts.bytes_stored += object.len() as u64;
+        Ok(self.runtime.block_on(repo.store.put_new(&name.object(), object.into()))?)
+    }
+
+    /// Learns what is stored, the first time that this is asked.
+    fn load_index(&mut self) -> Result<(), RepoError> {
+        if self.index_loaded {
+            return Ok(());
+        }
+        let (store, keys) = (&self.repo.store, &self.repo.keys);
+        let verify = self.options.verify_packs;
+        let (absent, index) = self.runtime.block_on(async {
+            let mut absent = lookup::load_pending(store, keys).await?;
+            let index = Index::load(store, keys).await?;
+            if verify {
+                absent.extend(missing_packs(store, &index).await?);
+            }
+            Ok::<_, RepoError>((absent, index))
+        })?;
+        for (id, placed) in index.table(PackKind::Data, &absent) {
+            self.content_places.entry(id).or_insert(Some(placed));
+        }
+        for (id, placed) in index.table(PackKind::Tree, &absent) {
+            self.tree_places.entry(id).or_insert_with(|| TreeRef::from_placed(id, &placed));
+        }
+        self.index_loaded = true;
+        Ok(())
+    }
+
+    fn begin_pack(&mut self) -> PackId {
+        let number = self.packs_begun;
+        self.packs_begun += 1;
+        PackId { session: self.session, number }
+    }
+
+    fn start_sealing(&self, frame: OpenFrame) -> Sealing {
+        let (key, nonce) = (self.key.clone(), self.repo.env.entropy.bytes());
+        let place = (self.repo.keys.kloset(), self.session);
+        let level = self.repo.header.compression.zstd_level;
+        let job = self.repo.cpu.start(move || pack::seal_frame(&key, place, nonce, level, &frame.raw));
+        Sealing { job, chunks: frame.chunks }
+    }
+
+    fn sealing_max(&self) -> usize {
+        self.repo.env.parallelism * 2 + 2
+    }
+
+    fn seal_data(&mut self, frame: OpenFrame) -> Result<(), RepoError> {
+        let sealing = self.start_sealing(frame);
+        self.data.sealing.push_back(sealing);
+        while self.data.sealing.len() > self.sealing_max() {
+            self.place_data()?;
+        }
+        Ok(())
+    }
+
+    /// Places the oldest frame of content in the open pack.
+    fn place_data(&mut self) -> Result<(), RepoError> {
+        let Some(Sealing { job, chunks }) = self.data.sealing.pop_front() else { return Ok(()) };
+        let sealed = job.wait();
+        let full = |pack: &PackBuilder, held: usize| {
+            pack.bytes() + sealed.len() > DATA_PACK_BYTES || held + chunks.len() > PACK_CHUNKS_MAX
+        };
+        if let Some((id, pack)) = self.data.pack.take_if(|(_, pack)| full(pack, self.data.pack_chunks)) {
+            self.put_pack(id, pack)?;
+        }
+        let (id, mut pack) = match self.data.pack.take() {
+            Some(open) => open,
+            None => {
+                self.data.pack_chunks = 0;
+                (self.begin_pack(), PackBuilder::new(PackKind::Data))
+            }
+        };
+        self.data.pack_chunks += chunks.len();
+        let frame = length(pack.frames());
+        let frame_offset = pack.push(&sealed, chunks.clone());
+        let frame_bytes = length(&sealed);
+        let mut chunk_offset = 0;
+        for (chunk, bytes) in chunks {
+            let location = super::tree::Location { pack: id, frame_offset, frame_bytes, chunk_offset };
+            self.content_places.insert(chunk, Some(Placed { bytes, frame, location }));
+            chunk_offset += bytes;
+        }
+        self.data.pack = Some((id, pack));
+        Ok(())
+    }
+
+    fn seal_trees(&mut self) -> Result<(), RepoError> {
+        let frame = std::mem::take(&mut self.trees.open);
+        let (pack, number, before) = self.trees.place.take().expect("an open frame has a place");
+        let raw_bytes = before + frame.raw.len();
+        let sealing = self.start_sealing(frame);
+        self.trees.sealing.push_back(TreeStep::Frame(pack, sealing));
+        if raw_bytes >= TREE_PACK_RAW_BYTES {
+            self.trees.sealing.push_back(TreeStep::EndOfPack);
+        } else {
+            self.trees.place = Some((pack, number + 1, raw_bytes));
+        }
+        while self.trees.sealing.len() > self.sealing_max() {
+            self.place_tree()?;
+        }
+        Ok(())
+    }
+
+    /// Places the oldest frame of trees where its chunks' references say.
+    fn place_tree(&mut self) -> Result<(), RepoError> {
+        match self.trees.sealing.pop_front() {
+            Some(TreeStep::Frame(id, Sealing { job, chunks })) => {
+                let open = self.trees.pack.get_or_insert_with(|| (id, PackBuilder::new(PackKind::Tree)));
+                debug_assert_eq!(open.0, id, "frames of one pack follow one another");
+                open.1.push(&job.wait(), chunks);
+                Ok(())
+            }
+            Some(TreeStep::EndOfPack) => match self.trees.pack.take() {
+                Some((id, pack)) => self.put_pack(id, pack),
+                None => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// Closes a pack and begins to put it.
+    fn put_pack(&mut self, id: PackId, pack: PackBuilder) -> Result<(), RepoError> {
+        let (object, footer) = pack.finish(&self.key, self.repo.keys.kloset(), id, self.repo.env.entropy.bytes());
+        let entries: usize = footer.frames.iter().map(|f| f.chunks.len()).sum();
+        if self.run.entries.len() + entries > RUN_ENTRIES_MAX {
+            self.put_run()?;
+        }
+        self.run.add_pack(id, object.len() as u64, &footer);
+        self.counts.bytes_stored += object.len() as u64;
+        self.upload(id.to_string(), object)
+    }
+
+    fn upload(&mut self, name: String, object: Bytes) -> Result<(), RepoError> {
+        while self.uploads.len() >= UPLOADS_MAX {
+            self.wait_for_upload()?;
+        }
+        let store = self.repo.store.clone();
+        self.uploads.spawn_on(async move { store.put_new(&name, object).await }, &self.runtime);
+        Ok(())
+    }
+
+    fn wait_for_upload(&mut self) -> Result<(), RepoError> {
+        match self.runtime.block_on(self.uploads.join_next()) {
+            Some(Ok(put)) => Ok(put?),
+            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until every pack is stored, then puts the index run that speaks of them.
+    fn put_run(&mut self) -> Result<(), RepoError> {
+        while !self.uploads.is_empty() {
+            self.wait_for_upload()?;
+        }
+        if self.run.packs.is_empty() {
+            return Ok(());
+        }
+        let mut run = std::mem::take(&mut self.run);
+        let id = RunId(self.repo.env.entropy.bytes());
+        let object = run.seal(&self.repo.keys.index_key(), self.repo.keys.kloset(), id, self.repo.env.entropy.bytes());
+        self.counts.bytes_stored += object.len() as u64;
+        self.runtime.block_on(self.repo.store.put_new(&layout::run_name(id), object.into()))?;
+        self.runs.push(id);
+        Ok(())
+    }
+}
+
+/// Returns the packs that the index names and that are not there in full length.
+async fn missing_packs(store: &crate::store::Store, index: &Index) -> Result<HashSet<PackId>, RepoError> {
+    let listed: HashMap<PackId, u64> =
+        store.list(layout::PACKS).await?.iter().filter_map(|o| Some((layout::parse_pack(&o.name)?, o.bytes))).collect();
+    let packs = index.runs.iter().flat_map(|(_, run)| &run.packs);
+    Ok(packs.filter(|p| listed.get(&p.id) != Some(&p.bytes)).map(|p| p.id).collect())
+}
+
+/// A chunk's content, lent or given away: a large one given away is not copied again.
+pub enum Chunk<'a> {
+    /// Lent.
+    Lent(&'a [u8]),
+    /// Given away.
+    Given(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Chunk<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Lent(content) => content,
+            Self::Given(content) => content,
+        }
+    }
+}
+
+impl Chunk<'_> {
+    fn into_vec(self) -> Vec<u8> {
+        match self {
+            Self::Lent(content) => content.to_vec(),
+            Self::Given(content) => content,
+        }
+    }
+}
+
+fn length<T>(content: &[T]) -> u32 {
+    u32::try_from(content.len()).expect("chunks, frames and packs are far under 4 GiB")
+}
