@@ -1,0 +1,297 @@
+//! Reading files: open, cut, hash.
+//!
+//! Small files are read in batches, each into the batch's buffer; large ones chunk by chunk, with bounded room ahead. A
+//! file is read to the length it had when it was opened. Holes are skipped. This file knows nothing of frames.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::meta;
+use crate::monitor::Monitor;
+use crate::repo::chunker::Chunker;
+use crate::repo::crypto::Keys;
+use crate::repo::id::ChunkId;
+use crate::repo::tree::HOLES_MAX;
+
+/// A file is large from here on: it is handed over chunk by chunk.
+pub(super) const LARGE_FILE_BYTES: u64 = 1 << 20;
+/// Chunks of a large file that wait to be taken.
+const CHUNKS_AHEAD: usize = 4;
+/// Holes shorter than a page cannot be holes on any file system.
+const HOLE_BYTES_MIN: u64 = 4096;
+
+/// A file to be read.
+pub(super) struct ReadTask {
+    /// Its directory.
+    pub(super) directory: Arc<OwnedFd>,
+    /// Its name there.
+    pub(super) name: Vec<u8>,
+}
+
+/// Files to be read by one thread, and where the answers go.
+pub(super) struct ReadJob {
+    pub(super) tasks: Vec<ReadTask>,
+    /// Whether this is one large file.
+    pub(super) large: bool,
+    pub(super) answers: Sender<Answer>,
+}
+
+/// What reading brought.
+pub(super) enum Answer {
+    /// All files of a batch, with the buffer that holds their content.
+    Batch(Vec<Result<FileRead, Errno>>, Vec<u8>),
+    /// A chunk of a large file.
+    Chunk(ChunkId, Vec<u8>),
+    /// The end of a large file; its chunks came before.
+    End(Result<FileRead, Errno>),
+}
+
+/// A file that was read.
+pub(super) struct FileRead {
+    /// Its metadata when it was opened.
+    pub(super) stat: Stat,
+    pub(super) xattrs: meta::Xattrs,
+    /// Why the attributes could not be read.
+    pub(super) xattr_error: Option<Errno>,
+    /// Its length: that of `stat`, or less if it was cut meanwhile.
+    pub(super) bytes: u64,
+    pub(super) holes: Vec<(u64, u64)>,
+    pub(super) chunks: Vec<(ChunkId, u32)>,
+    /// Where its chunks lie in the batch's buffer; empty for a large file.
+    pub(super) places: Vec<Range<usize>>,
+    /// Whether it changed while it was read.
+    pub(super) changed: bool,
+}
+
+/// What every reading thread shares.
+pub(super) struct ReadContext {
+    pub(super) keys: Arc<Keys>,
+    pub(super) chunker: Chunker,
+    pub(super) monitor: Arc<Monitor>,
+}
+
+/// Returns a channel for the answers of a job.
+pub(super) fn answers(large: bool) -> (Sender<Answer>, Receiver<Answer>) {
+    crossbeam_channel::bounded(if large { CHUNKS_AHEAD } else { 1 })
+}
+
+/// Reads jobs until there are no more. A job whose answers nobody wants is dropped.
+pub(super) fn work(context: &ReadContext, jobs: &Receiver<ReadJob>) {
+    let mut window = Vec::new();
+    for job in jobs {
+        if job.large {
+            read_large(context, &job, &mut window);
+        } else {
+            let mut buffer = Vec::new();
+            let read = job.tasks.iter().map(|task| {
+                let start = buffer.len();
+                let mut keep = |id: ChunkId, content: &[u8], read: &mut FileRead| {
+                    let from = buffer.len();
+                    buffer.extend_from_slice(content);
+                    read.places.push(from..buffer.len());
+                    read.chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
+                    true
+                };
+                let read = read_file(context, task, &mut window, &mut keep);
+                if read.is_err() {
+                    buffer.truncate(start);
+                }
+                read
+            });
+            let read = read.collect();
+            let _ = job.answers.send(Answer::Batch(read, buffer));
+        }
+    }
+}
+
+fn read_large(context: &ReadContext, job: &ReadJob, window: &mut Vec<u8>) {
+    for task in &job.tasks {
+        let mut hand_over = |id: ChunkId, content: &[u8], read: &mut FileRead| {
+            read.chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
+            job.answers.send(Answer::Chunk(id, content.to_vec())).is_ok()
+        };
+        let read = read_file(context, task, window, &mut hand_over);
+        let _ = job.answers.send(Answer::End(read));
+    }
+}
+
+type Keep<'a> = dyn FnMut(ChunkId, &[u8], &mut FileRead) -> bool + 'a;
+
+fn read_file(
+    context: &ReadContext,
+    task: &ReadTask,
+    window: &mut Vec<u8>,
+    keep: &mut Keep<'_>,
+) -> Result<FileRead, Errno> {
+    let mut file = open(task)?;
+    let stat = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Errno::NOENT); // what was a file has been replaced meanwhile
+    }
+    let (xattrs, xattr_error) = match meta::xattrs_of_fd(&file) {
+        Ok(xattrs) => (xattrs, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+    let holes = find_holes(&mut file, &stat, bytes);
+    let mut read =
+        FileRead { stat, xattrs, xattr_error, bytes, holes, chunks: Vec::new(), places: Vec::new(), changed: false };
+    cut_file(context, &mut file, &mut read, window, keep)?;
+    if bytes >= LARGE_FILE_BYTES || read.bytes != bytes {
+        let after = rustix::fs::fstat(&file)?;
+        read.changed = meta::mtime(&after) != meta::mtime(&stat) || after.st_size != stat.st_size;
+    }
+    context.monitor.file(read.bytes);
+    Ok(read)
+}
+
+fn open(task: &ReadTask) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let open = |flags| rustix::fs::openat(&*task.directory, &*task.name, flags, Mode::empty());
+    // Reading must not change the access time; only the owner and root may ask for that.
+    match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => Ok(open(flags)?.into()),
+        file => Ok(file?.into()),
+    }
+}
+
+/// Reads what is not in holes, cuts it and hands over each chunk.
+fn cut_file(
+    context: &ReadContext,
+    file: &mut File,
+    read: &mut FileRead,
+    window: &mut Vec<u8>,
+    keep: &mut Keep<'_>,
+) -> Result<(), Errno> {
+    let mut segments = data_segments(&read.holes, read.bytes).into_iter();
+    let mut segment = segments.next().unwrap_or(0..0);
+    let sparse = !read.holes.is_empty();
+    if sparse {
+        file.seek(SeekFrom::Start(segment.start)).map_err(|e| errno(&e))?;
+    }
+    let (mut filled, mut ended) = (0, false);
+    loop {
+        while !ended && filled < context.chunker.window_bytes() {
+            if segment.is_empty() {
+                match segments.next() {
+                    Some(next) => {
+                        segment = next;
+                        file.seek(SeekFrom::Start(segment.start)).map_err(|e| errno(&e))?;
+                    }
+                    None => ended = true,
+                }
+                continue;
+            }
+            let left = usize::try_from(segment.end - segment.start).unwrap_or(usize::MAX);
+            let room = left.min(2 * context.chunker.window_bytes() - filled);
+            if window.len() < filled + room {
+                window.resize(filled + room, 0);
+            }
+            match file.read(&mut window[filled..filled + room]).map_err(|e| errno(&e))? {
+                0 => {
+                    shorten(read, segment.start);
+                    ended = true;
+                }
+                n => {
+                    filled += n;
+                    segment.start += n as u64;
+                }
+            }
+        }
+        let mut at = 0;
+        while at < filled && (ended || filled - at >= context.chunker.window_bytes()) {
+            let n = context.chunker.cut(&window[at..filled.min(at + context.chunker.window_bytes())]);
+            let content = &window[at..at + n];
+            if !keep(context.keys.chunk_id(content), content, read) || context.monitor.stopped() {
+                return Err(Errno::INTR);
+            }
+            at += n;
+        }
+        if ended {
+            return Ok(());
+        }
+        window.copy_within(at..filled, 0);
+        filled -= at;
+    }
+}
+
+/// Notes that the file ends at `end`, earlier than it said.
+fn shorten(read: &mut FileRead, end: u64) {
+    read.bytes = end;
+    read.changed = true;
+    read.holes.retain(|&(offset, bytes)| offset + bytes <= end);
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// Returns the holes of a file: at most [`HOLES_MAX`], the smallest of more are read as zeros.
+fn find_holes(file: &mut File, stat: &Stat, bytes: u64) -> Vec<(u64, u64)> {
+    let allocated = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512);
+    if allocated >= bytes {
+        return Vec::new();
+    }
+    let mut holes = Vec::new();
+    let mut at = 0;
+    while at < bytes {
+        let data = match rustix::fs::seek(&*file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data.min(bytes),
+            Err(Errno::NXIO) => bytes,
+            Err(_) => break,
+        };
+        if data - at >= HOLE_BYTES_MIN {
+            holes.push((at, data - at));
+        }
+        if data >= bytes {
+            break;
+        }
+        match rustix::fs::seek(&*file, rustix::fs::SeekFrom::Hole(data)) {
+            Ok(hole) => at = hole.min(bytes),
+            Err(_) => break,
+        }
+    }
+    let _ = file.seek(SeekFrom::Start(0));
+    let mut shortest = HOLE_BYTES_MIN;
+    while holes.len() > HOLES_MAX {
+        shortest *= 2;
+        holes.retain(|h| h.1 >= shortest);
+    }
+    holes
+}
+
+/// Returns what lies between the holes.
+fn data_segments(holes: &[(u64, u64)], bytes: u64) -> Vec<Range<u64>> {
+    let mut out = Vec::with_capacity(holes.len() + 1);
+    let mut at = 0;
+    for &(offset, length) in holes {
+        if at < offset {
+            out.push(at..offset);
+        }
+        at = offset + length;
+    }
+    if at < bytes {
+        out.push(at..bytes);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_lies_between_the_holes() {
+        assert_eq!(data_segments(&[], 10), vec![0..10; 1]);
+        assert_eq!(data_segments(&[(0, 4), (6, 2)], 10), [4..6, 8..10]);
+        assert_eq!(data_segments(&[(4, 6)], 10), vec![0..4; 1]);
+        assert!(data_segments(&[(0, 10)], 10).is_empty() && data_segments(&[], 0).is_empty());
+    }
+}
