@@ -1,0 +1,23 @@
+//! The mount: snapshots as read-only folders.
+//!
+//! [`view`] is the filesystem in plain async Rust, without a kernel; [`fuse`] decodes the kernel's requests, hands them
+//! over and replies; [`mount`] puts it on a folder and takes it away. [`roots`] is the virtual top with [`names`] in
+//! it, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows,
+//! [`readahead`] what to fetch before it is asked for, [`errno`] the one place where failures become numbers,
+//! [`mountinfo`] the kernel's table of mounts.
+
+pub mod attr;
+pub mod directory;
+pub mod errno;
+pub mod fuse;
+pub mod inodes;
+pub mod mount;
+pub mod mountinfo;
+pub mod names;
+pub mod readahead;
+pub mod roots;
+pub mod view;
+
+pub use errno::FsError;
+pub use mount::{MountError, MountOptions, Mounted, mount, unmount};
+pub use view::{View, ViewOptions};
