@@ -1,0 +1,129 @@
+//! `mount`: shows all snapshots as read-only folders.
+//!
+//! In the background unless told otherwise: the program starts itself again, hands over the secret through a pipe and
+//! returns when the mount can be used. The one that serves is below, in [`super::serve`].
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::Global;
+use super::exit::{CliError, Exit};
+use super::kloset::{Kloset, slot_secret};
+use super::mount_options::MountOptions;
+use super::output::Output;
+use super::repository::ResolvedRepository;
+use super::secret::Ask;
+use super::{background, serve};
+use crate::fs::{self, MountError};
+use crate::store::StoreLocation;
+
+/// Shows all snapshots, or one, as read-only folders.
+///
+/// Returns when the folder can be used; the mount goes on in the background until `umount`, SIGTERM or the end of the
+/// session. Its log goes to --log-file, else to kloset-mount/mount.log in $XDG_STATE_HOME or ~/.local/state.
+#[derive(Debug, Args)]
+#[command(override_usage = "kloset-mount mount [OPTIONS] [SNAPSHOT] <MOUNTPOINT>")]
+pub(crate) struct MountArgs {
+    /// Folder to show them in; with two words, the first is the one snapshot to show.
+    #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
+    pub words: Vec<PathBuf>,
+    /// Stays in the foreground.
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Mount options as mount(8) and fstab give them, separated by commas; may be repeated.
+    #[arg(short, value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Lets other users look in as well; modes and owners are enforced.
+    #[arg(long)]
+    pub allow_other: bool,
+    /// File for the log of a mount in the background.
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Most memory for caches, as in 64MiB.
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_size)]
+    pub memory_limit: u64,
+}
+
+impl MountArgs {
+    /// The snapshot, if one is given, and the folder.
+    pub(crate) fn target(&self) -> Result<(Option<&str>, &PathBuf), CliError> {
+        match self.words.as_slice() {
+            [mountpoint] => Ok((None, mountpoint)),
+            [snapshot, mountpoint] => match snapshot.to_str() {
+                Some(text) => Ok((Some(text), mountpoint)),
+                None => Err(CliError::usage(format!("{snapshot:?} is not a snapshot"))),
+            },
+            _ => Err(CliError::usage("the folder to mount on is missing")),
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
+    let (_, mountpoint) = args.target()?;
+    let options = MountOptions::parse(&args.options)?;
+    let resolved = ResolvedRepository::resolve(global)?;
+    // Before anybody is asked for a passphrase.
+    fs::mount::check(mountpoint, folder(&resolved).as_deref())?;
+    let is_child = background::is_child(global);
+    if !is_child && !args.foreground {
+        let secret = resolved.unlock(global, Ask::Once)?.value;
+        return background::start(&secret, mountpoint, out);
+    }
+    let unlock = match is_child {
+        true => background::take_secret()?,
+        false => resolved.unlock(global, Ask::Once)?.value,
+    };
+    let store = resolved.open_store()?;
+    let kloset = Kloset::open_with(resolved, store, &slot_secret(unlock)?)?;
+    serve::serve(&kloset, &serve::Serving { args: &args, options: &options, is_child }, global, out)
+}
+
+/// The folder that holds the kloset, if it is one.
+pub(crate) fn folder(resolved: &ResolvedRepository) -> Option<PathBuf> {
+    match &resolved.location {
+        StoreLocation::Folder(path) => Some(path.clone()),
+        StoreLocation::S3 { .. } => None,
+    }
+}
+
+impl From<MountError> for CliError {
+    fn from(error: MountError) -> CliError {
+        match error {
+            MountError::Repo(error) => error.into(),
+            MountError::Mountpoint(..) => CliError::usage(error.to_string()),
+            MountError::Busy(_) | MountError::Refused(_) | MountError::Io(..) => CliError::failed(error.to_string()),
+        }
+    }
+}
+
+/// Bytes of a size like `128MiB`, `64M`, `1GiB` or `1048576`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or("").to_ascii_lowercase();
+    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return Err(format!("the unit {unit:?} is not one of: KiB, MiB, GiB")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a number and a unit, as in 128MiB".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_understood() {
+        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MiB", "1TiB", "-1", "1.5G", "99999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The `-o` of mount(8) and fstab: what we follow, what is not ours, what is a mistake.
+//!
+//! Pure. An option that we do not know is refused by name, because one that is silently dropped
+//! (a misspelt `allow_other`) costs more. `rw` is no mistake: mount(8) adds it wherever fstab does
+//! not say `ro`. It does not know how mounting is done.
+
+use super::exit::CliError;
+
+/// What `-o` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MountOptions {
+    /// Other users may look in.
+    pub allow_other: bool,
+    /// Root may look in, besides the user who mounts.
+    pub allow_root: bool,
+    /// The kernel enforces modes and owners.
+    pub default_permissions: bool,
+    /// Programs in the mount do not run.
+    pub noexec: bool,
+    /// Owner to show for everything.
+    pub uid: Option<u32>,
+    /// Group to show for everything.
+    pub gid: Option<u32>,
+    /// Name to show as the device in `df` and /proc/mounts.
+    pub fsname: Option<String>,
+}
+
+/// Options for mount(8), systemd and fstab themselves, and those that say what is so anyway.
+const NOT_OURS: [&str; 24] = [
+    "ro",
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "sync",
+    "async",
+    "atime",
+    "noatime",
+    "relatime",
+    "diratime",
+    "nodiratime",
+];
+
+const OURS: &str = "allow_other, allow_root, default_permissions, noexec, uid=N, gid=N, fsname=TEXT";
+
+impl MountOptions {
+    /// Parses the values of all `-o`, each a list separated by commas.
+    pub(crate) fn parse(lists: &[String]) -> Result<MountOptions, CliError> {
+        let mut options = MountOptions::default();
+        for option in lists.iter().flat_map(|list| list.split(',')) {
+            options.follow(option.trim())?;
+        }
+        Ok(options)
+    }
+
+    fn follow(&mut self, option: &str) -> Result<(), CliError> {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        match (name, value) {
+            ("allow_other", None) => self.allow_other = true,
+            ("allow_root", None) => self.allow_root = true,
+            ("default_permissions", None) => self.default_permissions = true,
+            ("noexec", None) => self.noexec = true,
+            ("uid", Some(value)) => self.uid = Some(number(option, value)?),
+            ("gid", Some(value)) => self.gid = Some(number(option, value)?),
+            ("fsname", Some(value)) => self.fsname = Some(value.to_owned()),
+            ("" | "subtype" | "comment", _) => {}
+            (name, None) if NOT_OURS.contains(&name) => {}
+            (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
+            _ => {
+                return Err(CliError::usage(format!(
+                    "mount option {option:?} is not known: there are {OURS}, and those of fstab"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(option: &str, value: &str) -> Result<u32, CliError> {
+    let wrong = |_| CliError::usage(format!("mount option {option:?}: {value:?} is not a number"));
+    value.parse().map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(lists: &[&str]) -> Result<MountOptions, CliError> {
+        let lists: Vec<String> = lists.iter().map(|list| (*list).to_owned()).collect();
+        MountOptions::parse(&lists)
+    }
+
+    #[test]
+    fn what_fstab_and_mount_add_is_let_through() {
+        let line = "rw,nosuid,nodev,noauto,nofail,_netdev,user,x-systemd.automount,x-gvfs-show";
+        assert_eq!(parse(&[line]).unwrap(), MountOptions::default());
+        assert_eq!(parse(&[]).unwrap(), MountOptions::default());
+        assert_eq!(parse(&["", "defaults,"]).unwrap(), MountOptions::default());
+    }
+
+    #[test]
+    fn ours_are_followed() {
+        let expected =
+            MountOptions { allow_other: true, default_permissions: true, uid: Some(1000), ..MountOptions::default() };
+        assert_eq!(parse(&["ro,allow_other", "default_permissions,uid=1000"]).unwrap(), expected);
+    }
+
+    #[test]
+    fn unknown_ones_are_named() {
+        for option in ["allow_ohter", "uid", "uid=me", "allow_other=1", "ro=1"] {
+            let error = parse(&[&format!("ro,{option}")]).unwrap_err();
+            assert!(error.message.contains(option), "{error}");
+            assert_eq!(error.exit, Exit::Usage);
+        }
+    }
+
+    use super::super::exit::Exit;
+}

@@ -1,0 +1,281 @@
+//! Where secrets come from, in one order for all of them; the first that is there wins.
+//!
+//! A flag naming a file or command, our own environment variable, a systemd credential, the config
+//! (value, `_file`, `_command`), `AWS_*` for the keys of a bucket, a prompt if there is a
+//! terminal. Each secret comes with the words that say where it was found. Nothing is taken from
+//! the command line itself. It does not know what a secret opens.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::store::{AMBIENT_VARIABLES, S3Options, Secret};
+
+use super::args::GlobalArgs;
+use super::config::RepositoryEntry;
+use super::env::Environment;
+use super::exit::{CliError, Exit};
+
+/// No passphrase or key file is longer; a file that is, is the wrong one.
+const SECRET_BYTES_MAX: u64 = 64 << 10;
+
+/// What opens a key slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unlock {
+    /// A passphrase, without the line's end.
+    Passphrase(Secret),
+    /// The whole content of a key file.
+    KeyFile(Secret),
+}
+
+/// Whether a person may be asked, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Never, as in a mount that systemd starts.
+    Never,
+    /// To open what exists.
+    Once,
+    /// To make something new, where a slip of the finger would lock it for ever.
+    Twice,
+}
+
+/// A value and where it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found<T> {
+    /// The value.
+    pub value: T,
+    /// As in `KLOSET_PASSPHRASE` or `config file "...": passphrase_file`.
+    pub from: String,
+}
+
+/// The places that are searched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places<'a> {
+    pub(crate) flags: &'a GlobalArgs,
+    pub(crate) env: &'a Environment,
+    pub(crate) entry: Option<&'a RepositoryEntry>,
+}
+
+type Search<T> = Result<Option<Found<T>>, CliError>;
+
+impl Places<'_> {
+    /// Finds what opens the kloset; `what` names it in the prompt.
+    pub(crate) fn unlock(&self, what: &str, ask: Ask) -> Result<Found<Unlock>, CliError> {
+        for search in [Self::of_flags, Self::of_environment, Self::of_credentials, Self::of_config] {
+            if let Some(found) = search(self)? {
+                return not_empty(found);
+            }
+        }
+        not_empty(prompt(what, ask)?)
+    }
+
+    fn of_flags(&self) -> Search<Unlock> {
+        let flags = self.flags;
+        if let Some(path) = &flags.passphrase_file {
+            return passphrase_file(path, "--passphrase-file");
+        }
+        if let Some(command) = &flags.passphrase_command {
+            return passphrase_command(command, "--passphrase-command");
+        }
+        flags.key_file.as_deref().map_or(Ok(None), |path| key_file(path, "--key-file"))
+    }
+
+    fn of_environment(&self) -> Search<Unlock> {
+        if let Some(secret) = self.env.secret("KLOSET_PASSPHRASE") {
+            return found(Unlock::Passphrase(secret), "KLOSET_PASSPHRASE");
+        }
+        if let Some(path) = self.env.path("KLOSET_PASSPHRASE_FILE") {
+            return passphrase_file(&path, "KLOSET_PASSPHRASE_FILE");
+        }
+        if let Some(command) = self.env.text("KLOSET_PASSPHRASE_COMMAND") {
+            return passphrase_command(command, "KLOSET_PASSPHRASE_COMMAND");
+        }
+        let path = self.env.path("KLOSET_KEY_FILE");
+        path.map_or(Ok(None), |path| key_file(&path, "KLOSET_KEY_FILE"))
+    }
+
+    fn of_credentials(&self) -> Search<Unlock> {
+        if let Some(path) = self.credential("passphrase") {
+            return passphrase_file(&path, &format!("systemd credential {path:?}"));
+        }
+        let path = self.credential("key_file");
+        path.map_or(Ok(None), |path| key_file(&path, &format!("systemd credential {path:?}")))
+    }
+
+    fn of_config(&self) -> Search<Unlock> {
+        if let Some(found) = self.config_value("passphrase")? {
+            let Found { value, from } = found;
+            return Ok(Some(Found { value: Unlock::Passphrase(value), from }));
+        }
+        let Some(entry) = self.entry else {
+            return Ok(None);
+        };
+        let path = entry.path("key_file");
+        path.map_or(Ok(None), |path| key_file(&path, &origin(entry, "key_file")))
+    }
+
+    /// Finds the keys of a bucket and puts them into its options; says where they were found.
+    pub(crate) fn add_s3_keys(&self, options: &mut S3Options) -> Result<Vec<String>, CliError> {
+        let access_key = self.own("access_key")?;
+        let secret = self.own("secret_access_key")?;
+        let token = self.own("session_token")?;
+        if access_key.is_none() && secret.is_none() {
+            return Ok(self.add_ecosystem_keys(options));
+        }
+        let froms = [&access_key, &secret, &token].into_iter().flatten();
+        let froms = froms.map(|found| found.from.clone()).collect();
+        if let Some(found) = access_key {
+            let not_text = || CliError::usage(format!("{}: the access_key is not text", found.from));
+            options.access_key = Some(found.value.text().ok_or_else(not_text)?.to_owned());
+        }
+        options.secret_access_key = secret.map(|found| found.value);
+        options.session_token = token.map(|found| found.value);
+        Ok(froms)
+    }
+
+    fn add_ecosystem_keys(&self, options: &mut S3Options) -> Vec<String> {
+        let access_key = self.env.text("AWS_ACCESS_KEY_ID");
+        options.access_key = access_key.map(str::to_owned);
+        options.secret_access_key = self.env.secret("AWS_SECRET_ACCESS_KEY");
+        options.session_token = self.env.secret("AWS_SESSION_TOKEN");
+        if access_key.is_some() {
+            return vec!["AWS_ACCESS_KEY_ID".to_owned()];
+        }
+        for name in AMBIENT_VARIABLES {
+            options.ambient.extend(self.env.text(name).map(|value| (name.to_owned(), value.to_owned())));
+        }
+        options.ambient.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A secret from a credential, else from the config.
+    fn own(&self, key: &str) -> Search<Secret> {
+        match self.credential(key) {
+            Some(path) => {
+                let from = format!("systemd credential {path:?}");
+                Ok(Some(Found { value: line(read(&path, &from)?), from }))
+            }
+            None => self.config_value(key),
+        }
+    }
+
+    /// A value of the config, or what its `_file` or `_command` gives.
+    fn config_value(&self, key: &str) -> Search<Secret> {
+        let Some(entry) = self.entry else {
+            return Ok(None);
+        };
+        if let Some(secret) = entry.secret(key) {
+            return Ok(Some(Found { value: secret.clone(), from: origin(entry, key) }));
+        }
+        let file_key = format!("{key}_file");
+        if let Some(path) = entry.path(&file_key) {
+            let from = origin(entry, &file_key);
+            return Ok(Some(Found { value: line(read(&path, &from)?), from }));
+        }
+        let command_key = format!("{key}_command");
+        let Some(command) = entry.text(&command_key) else {
+            return Ok(None);
+        };
+        let from = origin(entry, &command_key);
+        Ok(Some(Found { value: line(run(command, &from)?), from }))
+    }
+
+    /// File of a systemd credential: for this repository, else for the program.
+    fn credential(&self, key: &str) -> Option<PathBuf> {
+        let folder = self.env.absolute_path("CREDENTIALS_DIRECTORY")?;
+        let own = self.entry.map(|entry| folder.join(format!("{}.{key}", entry.name)));
+        let shared = folder.join(format!("kloset-mount.{key}"));
+        own.into_iter().chain([shared]).find(|path| path.exists())
+    }
+}
+
+fn origin(entry: &RepositoryEntry, key: &str) -> String {
+    format!("config file {:?}: [repositories.{}]: {key}", entry.file, entry.name)
+}
+
+fn found<T>(value: T, from: &str) -> Search<T> {
+    Ok(Some(Found { value, from: from.to_owned() }))
+}
+
+fn passphrase_file(path: &Path, from: &str) -> Search<Unlock> {
+    found(Unlock::Passphrase(line(read(path, from)?)), from)
+}
+
+fn passphrase_command(command: &str, from: &str) -> Search<Unlock> {
+    found(Unlock::Passphrase(line(run(command, from)?)), from)
+}
+
+fn key_file(path: &Path, from: &str) -> Search<Unlock> {
+    found(Unlock::KeyFile(read(path, from)?), from)
+}
+
+fn not_empty(found: Found<Unlock>) -> Result<Found<Unlock>, CliError> {
+    let (Unlock::Passphrase(secret) | Unlock::KeyFile(secret)) = &found.value;
+    match secret.is_empty() {
+        false => Ok(found),
+        true => Err(CliError::usage(format!("{}: the passphrase or key is empty", found.from))),
+    }
+}
+
+fn read(path: &Path, from: &str) -> Result<Secret, CliError> {
+    let failed = |error| CliError::usage(format!("{from}: reading {path:?}: {error}"));
+    let file = File::open(path).map_err(failed)?;
+    bounded(file, from)
+}
+
+fn run(command: &str, from: &str) -> Result<Secret, CliError> {
+    let failed = |error| CliError::usage(format!("{from}: running {command:?}: {error}"));
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = shell.spawn().map_err(failed)?;
+    let secret = child.stdout.take().map(|stdout| bounded(stdout, from)).transpose();
+    let status = child.wait().map_err(failed)?;
+    if !status.success() {
+        return Err(CliError::usage(format!("{from}: {command:?} failed: {status}")));
+    }
+    Ok(secret?.unwrap_or_else(|| Secret::new(Vec::new())))
+}
+
+fn bounded(from_where: impl Read, from: &str) -> Result<Secret, CliError> {
+    let mut content = Vec::new();
+    let read = from_where.take(SECRET_BYTES_MAX + 1).read_to_end(&mut content);
+    let secret = Secret::new(content);
+    read.map_err(|error| CliError::usage(format!("{from}: {error}")))?;
+    if secret.bytes().len() as u64 > SECRET_BYTES_MAX {
+        return Err(CliError::usage(format!("{from}: it is longer than 64 KiB: this is no secret")));
+    }
+    Ok(secret)
+}
+
+/// Without the line's end that editors and `echo` add.
+pub(crate) fn line(secret: Secret) -> Secret {
+    let text = secret.bytes();
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    if text.len() == secret.bytes().len() { secret } else { Secret::new(text.to_vec()) }
+}
+
+fn prompt(what: &str, ask: Ask) -> Result<Found<Unlock>, CliError> {
+    if ask == Ask::Never || !std::io::stdin().is_terminal() {
+        return Err(CliError::new(
+            Exit::WrongPassphrase,
+            format!(
+                "there is no passphrase for {what}: give --passphrase-file, KLOSET_PASSPHRASE, a systemd \
+                 credential or passphrase_file in the config; there is no terminal to ask on"
+            ),
+        ));
+    }
+    let ask_once = |words: String| {
+        let failed = |error| CliError::failed(format!("asking for the passphrase: {error}"));
+        rpassword::prompt_password(words).map(Secret::from).map_err(failed)
+    };
+    let secret = ask_once(format!("passphrase for {what}: "))?;
+    if ask == Ask::Twice && ask_once("the same again: ".to_owned())? != secret {
+        return Err(CliError::usage("the two passphrases differ: nothing was done"));
+    }
+    Ok(Found { value: Unlock::Passphrase(secret), from: "prompt".to_owned() })
+}
+
+#[cfg(test)]
+#[path = "secret_tests.rs"]
+mod tests;

@@ -1,0 +1,169 @@
+//! Serving a mount until somebody ends it.
+//!
+//! SIGTERM, SIGINT and SIGHUP take the mount away; where a program is still in it, it is taken out of sight at once and
+//! this process goes on until the last file in it is closed. A second signal ends it there and then. `umount` and
+//! `fusermount3 -u` from outside end it too. Each of these is a good end.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::Global;
+use super::background;
+use super::exit::{CliError, Exit};
+use super::kloset::Kloset;
+use super::mount::MountArgs;
+use super::mount_options::MountOptions;
+use super::output::Output;
+use crate::fs::mount::Unmounter;
+use crate::fs::{self, MountError, Mounted, ViewOptions};
+
+/// The kernel and this process have so long to show the root, which needs no store.
+const ROOT_WAIT: Duration = Duration::from_secs(20);
+
+/// What to serve, and how.
+pub(crate) struct Serving<'a> {
+    /// The command's arguments.
+    pub(crate) args: &'a MountArgs,
+    /// Its `-o`.
+    pub(crate) options: &'a MountOptions,
+    /// Whether a parent waits for this process to be ready.
+    pub(crate) is_child: bool,
+}
+
+/// Mounts and serves until the mount is gone.
+pub(crate) fn serve(
+    kloset: &Kloset,
+    serving: &Serving<'_>,
+    global: &Global,
+    out: &mut Output,
+) -> Result<Exit, CliError> {
+    kloset.runtime.block_on(async {
+        let log = match serving.is_child {
+            true => Some(background::open_log(serving.args.log_file.as_deref(), global)?),
+            false => None,
+        };
+        let mut signals = Signals::new()?;
+        let mounted = mount(kloset, serving).await?;
+        let unmounter = mounted.unmounter();
+        let told = match &log {
+            Some(log) => background::detach(log),
+            None => background::tell(&mounted.mountpoint, out).and_then(|()| out.flush()),
+        };
+        if let Err(error) = told {
+            let _ = unmounter.unmount(true);
+            return Err(error);
+        }
+        notify(global, "READY=1");
+        let served = tokio::task::spawn_blocking(move || mounted.wait());
+        let ended = wait(served, &mut signals, &unmounter).await;
+        notify(global, "STOPPING=1");
+        ended
+    })
+}
+
+async fn mount(kloset: &Kloset, serving: &Serving<'_>) -> Result<Mounted, CliError> {
+    let (snapshot, mountpoint) = serving.args.target()?;
+    let explain = |error: MountError| kloset.resolved.explain(error.into());
+    let only = match snapshot {
+        Some(text) => Some(kloset.repo.resolve(text).await.map_err(|error| explain(error.into()))?),
+        None => None,
+    };
+    let MountOptions { uid, gid, allow_other, allow_root, noexec, fsname, .. } = serving.options.clone();
+    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let memory_bytes = usize::try_from(serving.args.memory_limit).unwrap_or(usize::MAX);
+    let options = fs::MountOptions {
+        view: ViewOptions { only, memory_bytes, owner, uid, gid },
+        source: fsname.unwrap_or_else(|| format!("kloset:{}", kloset.resolved.label())),
+        allow_other: allow_other || serving.args.allow_other,
+        allow_root,
+        noexec,
+        kloset_folder: super::mount::folder(&kloset.resolved),
+    };
+    let runtime = kloset.runtime.handle().clone();
+    let mounted = fs::mount(kloset.repo.clone(), &options, mountpoint, runtime).await.map_err(explain)?;
+    let root = mounted.mountpoint.clone();
+    let look = tokio::task::spawn_blocking(move || std::fs::metadata(root));
+    match tokio::time::timeout(ROOT_WAIT, look).await {
+        Ok(Ok(Ok(_))) => Ok(mounted),
+        Ok(Ok(Err(error))) => Err(given_up(&mounted, &error.to_string())),
+        _ => Err(given_up(&mounted, "no answer")),
+    }
+}
+
+fn given_up(mounted: &Mounted, problem: &str) -> CliError {
+    let _ = mounted.unmounter().unmount(true);
+    CliError::failed(format!("{:?} was mounted but cannot be looked at: {problem}", mounted.mountpoint))
+}
+
+async fn wait(
+    mut served: tokio::task::JoinHandle<std::io::Result<()>>,
+    signals: &mut Signals,
+    unmounter: &Unmounter,
+) -> Result<Exit, CliError> {
+    let mut is_detached = false;
+    loop {
+        tokio::select! {
+            ended = &mut served => return match ended {
+                Ok(Ok(())) => Ok(Exit::Done),
+                Ok(Err(error)) => Err(CliError::failed(format!("serving the mount: {error}"))),
+                Err(error) => Err(CliError::failed(format!("serving the mount: {error}"))),
+            },
+            () = signals.next() => {
+                if is_detached {
+                    return Ok(Exit::Done); // the kernel ends what is still open with an error
+                }
+                is_detached = end(unmounter).await?;
+            }
+        }
+    }
+}
+
+/// Takes the mount away; returns whether somebody is still in it.
+async fn end(unmounter: &Unmounter) -> Result<bool, CliError> {
+    let unmounter = unmounter.clone();
+    let unmount = tokio::task::spawn_blocking(move || match unmounter.unmount(false) {
+        Err(MountError::Busy(mountpoint)) => {
+            tracing::warn!("{mountpoint:?} is in use: out of sight now, it ends when the last file in it is closed");
+            unmounter.unmount(true).map(|()| true)
+        }
+        done => done.map(|()| false),
+    });
+    let done = unmount.await.map_err(|error| CliError::failed(format!("unmounting: {error}")))?;
+    Ok(done?)
+}
+
+/// The signals that end a mount.
+struct Signals([tokio::signal::unix::Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let listen = |kind| signal(kind).map_err(|error| CliError::failed(format!("listening for signals: {error}")));
+        Ok(Self([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// Tells systemd, where it wants to know (`Type=notify`); whoever does not listen misses nothing.
+fn notify(global: &Global, state: &str) {
+    let Some(path) = global.env.text("NOTIFY_SOCKET") else { return };
+    let Ok(socket) = UnixDatagram::unbound() else { return };
+    let address = match path.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
+    };
+    let message = format!("{state}\nMAINPID={}\n", std::process::id());
+    if let Err(error) = address.and_then(|address| socket.send_to_addr(message.as_bytes(), &address)) {
+        tracing::warn!("telling systemd: {error}");
+    }
+}
