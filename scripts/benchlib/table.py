@@ -1,0 +1,131 @@
+"""The table of the benchmark: what each row is, what we promised for it, and how the results are printed."""
+
+import statistics
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    title: str
+    most: float | None = None  # ours must not be above this, in the row's unit
+    most_of_floor: float | None = None  # nor above this many times the plain transfer
+    most_requests: int | None = None
+    unit: str = "s"
+
+    def target(self):
+        parts = []
+        if self.most is not None:
+            parts.append(f"<= {self.most:g} {self.unit}")
+        if self.most_of_floor is not None:
+            parts.append(f"<= {self.most_of_floor:g} x plain")
+        if self.most_requests is not None:
+            parts.append("no request" if self.most_requests == 0 else f"<= {self.most_requests} requests")
+        return ", ".join(parts)
+
+
+# The limits are those of docs/architecture.md, for the full size on two cores.
+ROWS = [
+    Row("backup-src", "first backup of src, local", most=1.5),
+    Row("backup-again", "second backup, nothing changed", most=0.25),
+    Row("backup-rand", "first backup of rand, local", most=1.3),
+    Row("stored", "stored size of src", most=95, unit="MB"),
+    Row("s3-src", "first backup of src to S3", most=2.5),
+    Row("s3-rand", "rand to S3", most_of_floor=1.1),
+    Row("backup-peak", "peak memory of a backup", most=150, unit="MB"),
+    Row("restore-src", "restore of src, local", most=1.5),
+    Row("mount-start", "mount, 30 ms: start to first listing", most=0.5),
+    Row("mount-find", "`find` over src, cold, 30 ms", most=0.8),
+    Row("mount-find-again", "`find -printf %s` again", most=0.3),
+    Row("mount-cp", "`cp -r` of 20 folders, cold, 30 ms", most=1.0, most_requests=20),
+    Row("mount-cat", "`cat` of rand, cold, 30 ms", most_of_floor=1.25),
+    Row("mount-cat-again", "the same again", most_requests=0),
+    Row("mount-peak", "peak memory of a mount", most=200, unit="MB"),
+]
+FLOOR = "plain"
+OURS = "ours"
+
+
+class Results:
+    """What was measured: for each row and tool the samples of all runs, or what went wrong in the last."""
+
+    def __init__(self):
+        self.samples = {}
+        self.troubles = {}
+
+    def add(self, key, tool, sample):
+        self.samples.setdefault((key, tool), []).append(sample)
+
+    def add_trouble(self, key, tool, text):
+        self.troubles[key, tool] = text
+
+    def count(self, key, tool):
+        return len(self.samples.get((key, tool), [])) + ((key, tool) in self.troubles)
+
+    def median(self, key, tool, what="value"):
+        if (key, tool) in self.troubles:
+            return None
+        values = [getattr(s, what) for s in self.samples.get((key, tool), [])]
+        values = [v for v in values if v is not None]
+        return statistics.median(values) if values else None
+
+    def cell(self, key, tool, what="value"):
+        if (key, tool) in self.troubles:
+            return self.troubles[key, tool]
+        return number(self.median(key, tool, what))
+
+    def known(self):
+        return {key for key, _ in [*self.samples, *self.troubles]}
+
+
+def number(value):
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def report(results, tools, with_targets):
+    """All tables, as Markdown."""
+    rows = [row for row in ROWS if row.key in results.known()]
+    seconds = [row for row in rows if row.unit == "s"]
+    parts = [main_table(results, rows, tools, with_targets)]
+    for title, what, only in (
+        ("CPU seconds (of the mount, in its rows)", "cpu_seconds", seconds),
+        ("Peak memory, MB", "peak_mb", seconds),
+        ("Requests to S3", "requests", [r for r in seconds if r.key.startswith("mount-")]),
+    ):
+        body = [[row.title, *(results.cell(row.key, tool, what) for tool in tools)] for row in only]
+        if body:
+            parts.append(f"{title}:\n\n" + markdown(["work", *tools], body))
+    return "\n\n".join(parts)
+
+
+def main_table(results, rows, tools, with_targets):
+    body = []
+    for row in rows:
+        ours = results.median(row.key, OURS)
+        peers = [v for tool in tools if tool not in (OURS, FLOOR) and (v := results.median(row.key, tool)) is not None]
+        ratio = f"{ours / min(peers):.2f}" if ours is not None and peers and min(peers) > 0 else "-"
+        cells = [results.cell(row.key, tool) for tool in tools]
+        body.append([f"{row.title}, {row.unit}", *cells, ratio, row.target(), verdict(results, row) if with_targets else "-"])
+    return markdown(["work", *tools, "ours / best peer", "target", "held"], body)
+
+
+def verdict(results, row):
+    """Whether our result is within every limit of the row; "-" if there is nothing to judge."""
+    ours = results.median(row.key, OURS)
+    if ours is None:
+        return "**no**" if (row.key, OURS) in results.troubles else "-"
+    floor = results.median(row.key, FLOOR)
+    requests = results.median(row.key, OURS, "requests")
+    held = [
+        row.most is None or ours <= row.most,
+        row.most_of_floor is None or (floor is not None and ours <= row.most_of_floor * floor),
+        row.most_requests is None or (requests is not None and requests <= row.most_requests),
+    ]
+    return "yes" if all(held) else "**no**"
+
+
+def markdown(head, body):
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
