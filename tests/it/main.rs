@@ -1,0 +1,25 @@
+//! All integration tests, in one binary: one link instead of one a file.
+//!
+//! Each module holds one feature against the real thing: a server over HTTP, the program itself, folders on disk, a
+//! store that records or fails. `KLOSET_SLOW=1` asks for the long sizes of the same tests.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+#![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr, reason = "tests are no library")]
+#![allow(clippy::cast_possible_truncation, clippy::type_complexity, reason = "tests choose their own numbers")]
+
+mod backup;
+mod check;
+mod cli_config;
+mod crash;
+mod faults;
+mod fixtures;
+mod kill;
+mod model;
+mod mount;
+mod requests;
+mod restore;
+mod roundtrip;
+mod store;
+mod support;
+mod tidy;
+mod view;

@@ -1,0 +1,513 @@
+//! What `docs/semantics.md` promises of the mount, held on the real kernel; each test's comment is the paragraph it
+//! proves. Needs root and /dev/fuse, and passes over itself without.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kloset_mount::fs::mountinfo;
+use kloset_mount::fs::{self as kfs, MountOptions, Mounted};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use crate::support::switched::{Kloset, fill};
+
+/// Whether this machine lets us mount.
+fn may_mount() -> bool {
+    let may = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !may {
+        eprintln!("passed over: mounting needs root and /dev/fuse");
+    }
+    may
+}
+
+/// A kloset mounted in this process; unmounted when dropped.
+struct Guard {
+    mounted: Option<Mounted>,
+    folder: tempfile::TempDir,
+}
+
+impl Guard {
+    fn new(kloset: &Kloset) -> Guard {
+        let source = "kloset:test, with a comma".to_owned();
+        Guard::with(kloset, &MountOptions { source, ..MountOptions::default() })
+    }
+
+    fn with(kloset: &Kloset, options: &MountOptions) -> Guard {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let (repo, runtime) = (kloset.repo.clone(), kloset.runtime.handle().clone());
+        let mounted = kloset.runtime.block_on(kfs::mount(repo, options, folder.path(), runtime)).unwrap();
+        Guard { mounted: Some(mounted), folder }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().canonicalize().unwrap()
+    }
+
+    /// Where a source path is in the newest snapshot.
+    fn latest(&self, source: &Path) -> PathBuf {
+        self.path().join("latest").join(source.strip_prefix("/").unwrap())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(mounted) = self.mounted.take() {
+            mounted.unmounter().unmount(true).unwrap();
+            mounted.wait().unwrap();
+        }
+    }
+}
+
+/// A source with everything that root can make.
+fn source() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let device = rustix::fs::makedev(259, 300);
+    rustix::fs::mknodat(CWD, at("device"), rustix::fs::FileType::BlockDevice, Mode::RUSR, device).unwrap();
+    rustix::fs::mknodat(CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(at("socket")).unwrap());
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: -1_000_000, tv_nsec: 5 },
+        last_modification: rustix::fs::Timespec { tv_sec: -1_000_000, tv_nsec: 123_456_789 },
+    };
+    rustix::fs::utimensat(CWD, at("empty"), &times, AtFlags::empty()).unwrap();
+    rustix::fs::chownat(CWD, at("dangling"), Some(rustix::fs::Uid::from_raw(1234)), None, AtFlags::SYMLINK_NOFOLLOW)
+        .unwrap();
+    folder
+}
+
+fn walk(folder: &Path, below: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder.join(below)).unwrap() {
+        let entry = entry.unwrap();
+        let path = below.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            walk(folder, &path, out);
+        }
+        out.push(path);
+    }
+}
+
+/// Type, mode, owner, size, both times with nanoseconds, device numbers, number of names, blocks, link targets and
+/// content are those of the source; a file with several names has one inode.
+#[test]
+fn a_mounted_tree_is_the_source() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    let root = guard.latest(source.path());
+    let (mut paths, mut shown) = (Vec::new(), Vec::new());
+    walk(source.path(), Path::new(""), &mut paths);
+    walk(&root, Path::new(""), &mut shown);
+    paths.sort_unstable();
+    shown.sort_unstable();
+    assert_eq!(paths, shown);
+    assert!(paths.len() >= 14, "{paths:?}");
+    for path in &paths {
+        let (was, is) =
+            (source.path().join(path).symlink_metadata().unwrap(), root.join(path).symlink_metadata().unwrap());
+        let stat =
+            |m: &fs::Metadata| (m.mode(), m.uid(), m.gid(), m.nlink(), m.rdev(), m.mtime(), m.mtime_nsec(), m.ctime());
+        assert_eq!(stat(&was), stat(&is), "{path:?}");
+        if !was.is_dir() {
+            assert_eq!(was.len(), is.len(), "{path:?}");
+            assert_eq!(was.blocks().div_ceil(8), is.blocks().div_ceil(8), "{path:?}");
+        }
+        if was.is_symlink() {
+            assert_eq!(fs::read_link(source.path().join(path)).unwrap(), fs::read_link(root.join(path)).unwrap());
+        }
+        if was.is_file() {
+            assert!(fs::read(source.path().join(path)).unwrap() == fs::read(root.join(path)).unwrap(), "{path:?}");
+        }
+    }
+    let inode = |name: &str| root.join(name).metadata().unwrap().ino();
+    assert_eq!(inode("small"), inode("deep/small too"));
+    assert_ne!(inode("small"), inode("big"));
+    assert!(root.join("device").symlink_metadata().unwrap().file_type().is_block_device());
+}
+
+/// Extended attributes and ACLs are those of the source. ACLs are enforced by the kernel as modes are: whom an ACL keeps
+/// out stays out.
+#[test]
+fn attributes_and_acls_are_the_source_s() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    let small = source.path().join("small");
+    // Read and write for the owner, nothing for user 1000, read for everybody else.
+    let acl: [(u16, u16, u32); 5] = [(1, 6, !0), (2, 0, 1000), (4, 4, !0), (0x10, 4, !0), (0x20, 4, !0)];
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in acl {
+        bytes.extend([&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat());
+    }
+    let set = |name: &str, value: &[u8]| rustix::fs::setxattr(&small, name, value, XattrFlags::empty());
+    if set("user.origin", b"a\0b").is_err() || set("system.posix_acl_access", &bytes).is_err() {
+        eprintln!("passed over: no extended attributes here");
+        return;
+    }
+    fs::set_permissions(source.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    kloset.backup(source.path());
+    let guard = Guard::with(&kloset, &MountOptions { allow_other: true, ..MountOptions::default() });
+    let path = guard.latest(source.path()).join("small");
+    let get = |name: &str| {
+        let mut value = [0; 100];
+        rustix::fs::getxattr(&path, name, &mut value[..]).map(|bytes| value[..bytes].to_vec())
+    };
+    assert_eq!(get("user.origin"), Ok(b"a\0b".to_vec()));
+    assert_eq!(get("system.posix_acl_access"), Ok(bytes));
+    assert_eq!(get("user.none"), Err(Errno::NODATA));
+    assert_eq!(get("system.posix_acl_default"), Err(Errno::NODATA));
+    let mut names = [0; 100];
+    let listed = rustix::fs::listxattr(&path, &mut names[..]).unwrap();
+    assert_eq!(&names[..listed], b"system.posix_acl_access\0user.origin\0");
+    for (uid, may) in [(1000, false), (1001, true)] {
+        let read = Command::new("cat").arg(&path).uid(uid).gid(uid).output().unwrap();
+        assert_eq!(read.status.success(), may, "user {uid}: {}", String::from_utf8_lossy(&read.stderr));
+    }
+}
+
+/// `SEEK_HOLE` and `SEEK_DATA` work, so that copying a sparse file makes a sparse file.
+#[test]
+fn holes_are_holes() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    let sparse = fs::File::open(guard.latest(source.path()).join("sparse")).unwrap();
+    assert_eq!(rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Data(0)), Ok(1 << 20));
+    assert_eq!(rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Hole(1 << 20)), Ok((1 << 20) + 8192));
+    assert_eq!(rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Data(2 << 20)), Err(Errno::NXIO));
+}
+
+/// Nothing can be changed: every call that would is refused with `EROFS`, also where the mount was made writable.
+#[test]
+fn nothing_can_be_changed() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    let latest = guard.latest(source.path());
+    check_changes(&latest, "mounted read-only");
+    check_changes(&guard.path().join("snapshots"), "mounted read-only");
+    rustix::mount::mount_remount(guard.path(), rustix::mount::MountFlags::empty(), "").unwrap();
+    check_changes(&latest, "mounted writable");
+}
+
+#[track_caller]
+fn check_changes(folder: &Path, how: &str) {
+    let (new, old) = (folder.join("new"), folder.join("small"));
+    let refused = |what: &str, result: Result<(), Errno>| assert_eq!(result, Err(Errno::ROFS), "{what}, {how}");
+    refused("create", rustix::fs::open(&new, OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).map(drop));
+    refused("mkdir", rustix::fs::mkdir(&new, Mode::RUSR));
+    refused("mknod", rustix::fs::mknodat(CWD, &new, rustix::fs::FileType::Fifo, Mode::RUSR, 0));
+    refused("symlink", rustix::fs::symlink("x", &new));
+    if !old.exists() {
+        return;
+    }
+    refused("unlink", rustix::fs::unlink(&old));
+    refused("rmdir", rustix::fs::rmdir(folder.join("deep/er")));
+    refused("rename", rustix::fs::rename(&old, &new));
+    refused("rename exclusively", rustix::fs::renameat_with(CWD, &old, CWD, &new, RenameFlags::NOREPLACE));
+    refused("link", rustix::fs::link(&old, &new));
+    refused("chmod", rustix::fs::chmod(&old, Mode::RUSR));
+    refused("chown", rustix::fs::chown(&old, Some(rustix::fs::Uid::from_raw(1)), None));
+    refused("truncate", rustix::fs::open(&old, OFlags::WRONLY | OFlags::TRUNC, Mode::empty()).map(drop));
+    refused("setxattr", rustix::fs::setxattr(&old, "user.x", b"y", XattrFlags::empty()));
+    refused("removexattr", rustix::fs::removexattr(&old, "user.x"));
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 },
+        last_modification: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 },
+    };
+    refused("utimens", rustix::fs::utimensat(CWD, &old, &times, AtFlags::empty()));
+    // Files are not opened by us, so a mount made writable opens one for writing, and then nothing can be written.
+    match rustix::fs::open(&old, OFlags::WRONLY, Mode::empty()) {
+        Err(error) => refused("open for writing", Err(error)),
+        Ok(file) => {
+            refused("write", rustix::io::write(&file, b"x").map(drop));
+            refused("fallocate", rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 10));
+        }
+    }
+}
+
+/// What was read once is kept by the kernel: a second read reaches neither the store nor this program, as long as there
+/// is memory.
+#[test]
+fn a_second_read_is_the_kernel_s() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    let root = guard.latest(source.path());
+    let content = fs::read(root.join("big")).unwrap();
+    let listed = fs::read_dir(&root).unwrap().count();
+    kloset.switch_off(true);
+    let before = kloset.requests();
+    assert!(fs::read(root.join("big")).unwrap() == content);
+    assert_eq!(fs::read_dir(&root).unwrap().count(), listed);
+    assert!(!root.join("nothing").exists());
+    assert_eq!(kloset.requests(), before);
+}
+
+/// Whatever is damaged is `EIO`.
+#[test]
+fn damage_is_eio() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    kloset.damage_packs(4 << 20);
+    let guard = Guard::new(&kloset);
+    let error = fs::read(guard.latest(source.path()).join("big")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
+}
+
+/// `df` and a look at the root need no store, so an outage cannot freeze them.
+#[test]
+fn df_and_the_root_need_no_store() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    kloset.switch_off(true);
+    kloset.pass(60);
+    let begun = Instant::now();
+    let space = rustix::fs::statvfs(guard.path()).unwrap();
+    assert!(space.f_blocks > 0 && space.f_bfree == 0 && space.f_namemax == 255);
+    assert!(guard.path().metadata().unwrap().is_dir());
+    assert_eq!(fs::read_dir(guard.path()).unwrap().count(), 5);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// Many programs at once read the same and different files.
+#[test]
+fn many_readers_at_once_read_the_truth() {
+    if !may_mount() {
+        return;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    let (root, content) = (guard.latest(source.path()), fs::read(source.path().join("big")).unwrap());
+    std::thread::scope(|scope| {
+        for n in 0..8_u64 {
+            let (root, content) = (&root, &content);
+            scope.spawn(move || {
+                let mut file = fs::File::open(root.join("big")).unwrap();
+                for step in 0..40 {
+                    let at = (n * 7_919_333 + step * 3_333_337) % (content.len() as u64 - 50_000);
+                    let mut read = vec![0; 50_000];
+                    file.seek(SeekFrom::Start(at)).unwrap();
+                    file.read_exact(&mut read).unwrap();
+                    assert!(read == content[usize::try_from(at).unwrap()..][..50_000]);
+                }
+                let mut names = Vec::new();
+                walk(root, Path::new(""), &mut names);
+            });
+        }
+    });
+}
+
+/// The program with a kloset in a folder.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Home {
+        let home = Home(tempfile::tempdir().unwrap());
+        fs::create_dir(home.at("mnt")).unwrap();
+        fs::create_dir(home.at("source")).unwrap();
+        fs::write(home.at("source/file"), "content\n").unwrap();
+        home.done(&["create"]);
+        home.done(&["backup", home.at("source").to_str().unwrap()]);
+        home
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn mountpoint(&self) -> String {
+        self.at("mnt").to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kloset-mount"));
+        command
+            .args(words)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", self.0.path())
+            .env("KLOSET_REPOSITORY", self.at("kloset"))
+            .env("KLOSET_KEY_FILE", self.key_file())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn key_file(&self) -> PathBuf {
+        let path = self.at("key");
+        if !path.exists() {
+            fs::write(&path, "ab".repeat(32)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        path
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    #[track_caller]
+    fn done(&self, words: &[&str]) {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[track_caller]
+    fn fails(&self, words: &[&str], code: i32, message: &str) {
+        let output = self.run(words);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {told}");
+        assert!(told.contains(message), "{words:?}: {told}");
+    }
+
+    fn is_mounted(&self) -> bool {
+        mountinfo::at(&mountinfo::read().unwrap(), &self.at("mnt").canonicalize().unwrap()).is_some()
+    }
+
+    fn file(&self) -> PathBuf {
+        self.at("mnt/latest").join(self.at("source/file").strip_prefix("/").unwrap())
+    }
+
+    /// Starts a mount in the foreground and waits until it can be used.
+    fn serve(&self) -> Child {
+        let child = self.command(&["mount", "-f", &self.mountpoint()]).stderr(Stdio::null()).spawn().unwrap();
+        until("mounted", || self.file().exists());
+        child
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = kfs::unmount(&self.at("mnt"), true);
+    }
+}
+
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not {what} after a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// `mount` returns when the folder can be used, and goes on in the background; `umount` takes it away. A second mount at
+/// the same place, a missing folder and a folder that holds the kloset are refused.
+#[test]
+fn mount_returns_when_usable_and_umount_ends_it() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    home.done(&["mount", &home.mountpoint()]);
+    assert_eq!(fs::read_to_string(home.file()).unwrap(), "content\n");
+    let mounts = mountinfo::read().unwrap();
+    let mount = mountinfo::at(&mounts, &home.at("mnt").canonicalize().unwrap()).unwrap();
+    assert!(mount.is_ours() && mount.source.starts_with("kloset:"), "{mount:?}");
+    home.fails(&["mount", &home.mountpoint()], 2, "mounted there already");
+    let held = fs::File::open(home.file()).unwrap();
+    home.fails(&["umount", &home.mountpoint()], 1, "--lazy");
+    home.done(&["umount", "--lazy", &home.mountpoint()]);
+    assert!(!home.is_mounted());
+    drop(held);
+    home.fails(&["umount", &home.mountpoint()], 2, "nothing is mounted there");
+    home.fails(&["umount", "/proc"], 2, "not one of kloset-mount");
+    home.fails(&["mount", home.at("none").to_str().unwrap()], 2, "does not exist");
+    home.fails(&["mount", home.at("source/file").to_str().unwrap()], 2, "not a folder");
+    home.fails(&["mount", home.0.path().to_str().unwrap()], 2, "would hide it");
+    home.fails(&["mount", "zzz", &home.mountpoint()], 1, "zzz");
+    assert!(home.at(".local/state/kloset-mount/mount.log").exists());
+}
+
+/// SIGTERM, Ctrl-C and an unmount from outside end a mount well. Where a program is still in it, it goes out of sight at
+/// once and ends with the last file that is closed.
+#[test]
+fn signals_end_a_mount_well() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        let mut child = home.serve();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(!home.is_mounted());
+    }
+    let mut child = home.serve();
+    rustix::mount::unmount(home.at("mnt"), rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(child.wait().unwrap().success());
+
+    let mut child = home.serve();
+    let mut held = fs::File::open(home.file()).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    until("unmounted", || !home.is_mounted());
+    let mut content = String::new();
+    held.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "content\n");
+    drop(held);
+    assert!(child.wait().unwrap().success());
+}
+
+/// A mount whose program has died answers with an error until `umount` clears it, which the next `mount` says.
+#[test]
+fn a_dead_mount_is_told_and_cleared() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    let mut child = home.serve();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    home.fails(&["mount", &home.mountpoint()], 2, "has died");
+    home.done(&["umount", &home.mountpoint()]);
+    home.done(&["mount", &home.mountpoint()]);
+    home.done(&["umount", &home.mountpoint()]);
+}
+
+/// systemd is told when the mount can be used.
+#[test]
+fn systemd_is_told_when_it_is_ready() {
+    if !may_mount() {
+        return;
+    }
+    let home = Home::new();
+    let socket = std::os::unix::net::UnixDatagram::bind(home.at("notify")).unwrap();
+    let mut command = home.command(&["mount", "-f", &home.mountpoint()]);
+    let mut child = command.env("NOTIFY_SOCKET", home.at("notify")).stderr(Stdio::null()).spawn().unwrap();
+    let mut message = [0; 100];
+    let bytes = socket.recv(&mut message).unwrap();
+    assert!(message[..bytes].starts_with(b"READY=1\n"));
+    assert!(home.file().exists());
+    home.done(&["umount", &home.mountpoint()]);
+    assert!(child.wait().unwrap().success());
+    std::io::stderr().flush().unwrap();
+}

@@ -1,0 +1,9 @@
+//! What several tests share.
+
+pub(crate) mod kloset;
+pub(crate) mod random;
+pub(crate) mod s3;
+pub(crate) mod scratch;
+pub(crate) mod stores;
+pub(crate) mod switched;
+pub(crate) mod tree;

@@ -1,0 +1,144 @@
+//! What the sources promise about themselves: layers, headings, lengths, and that no test is forgotten.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each layer may import besides itself and the leaves; `docs/architecture.md` says why.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("cli", &["backup", "fs", "restore", "ui", "repo", "store"]),
+    ("ui", &["repo", "store"]),
+    ("backup", &["repo", "store"]),
+    ("restore", &["repo", "store"]),
+    ("fs", &["repo", "store"]),
+    ("repo", &["store"]),
+    ("store", &[]),
+];
+/// What everybody may import and what imports nothing.
+const LEAVES: &[&str] = &["cpu", "env", "monitor"];
+/// The longest file.
+const LINES_MAX: usize = 600;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Returns all Rust files below a folder, with their content.
+fn sources(below: &str) -> Vec<(PathBuf, String)> {
+    let (mut folders, mut out) = (vec![root().join(below)], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let at = entry.unwrap().path();
+            if at.is_dir() {
+                folders.push(at);
+            } else if at.extension().is_some_and(|end| end == "rs") {
+                let content = fs::read_to_string(&at).unwrap();
+                out.push((at.strip_prefix(root()).unwrap().to_owned(), content));
+            }
+        }
+    }
+    out.sort();
+    assert!(!out.is_empty());
+    out
+}
+
+/// Returns the top-level modules that a file names as `crate::x`, in one `use` or in braces.
+fn imports(content: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>();
+    let mut out = BTreeSet::new();
+    for line in content.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {
+        for (at, found) in line.match_indices("crate::") {
+            if line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+                continue; // another crate's
+            }
+            let rest = &line[at + found.len()..];
+            match rest.strip_prefix('{') {
+                Some(several) => {
+                    assert!(several.contains('}'), "one line for each import of several modules: {line}");
+                    out.extend(several.split([',', '}']).map(|part| word(part.trim())));
+                }
+                None => drop(out.insert(word(rest))),
+            }
+        }
+    }
+    out.remove("");
+    out
+}
+
+/// Returns the layer that a file belongs to.
+fn layer(file: &Path) -> String {
+    file.components().nth(1).unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn imports_go_down_only() {
+    for (file, content) in sources("src") {
+        let layer = layer(&file);
+        if layer == "lib" || layer == "main" {
+            continue;
+        }
+        let allowed = match LAYERS.iter().find(|(name, _)| *name == layer) {
+            Some((_, allowed)) => [allowed, LEAVES].concat(),
+            None => {
+                assert!(LEAVES.contains(&layer.as_str()), "{}: \"{layer}\" is no known layer", file.display());
+                Vec::new()
+            }
+        };
+        for import in imports(&content) {
+            let known = import == layer || allowed.contains(&import.as_str());
+            assert!(known, "{}: \"{layer}\" must not import \"{import}\"", file.display());
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_imports_sees_them_all() {
+    let content = "use crate::repo::id;\n// use crate::no;\nlet x = crate::store::X; use crate::{cpu::Cpu, env};\n\
+        use other_crate::z;";
+    let found: Vec<_> = imports(content).into_iter().collect();
+    assert_eq!(found, ["cpu", "env", "repo", "store"]);
+}
+
+#[test]
+fn every_file_says_first_what_it_is() {
+    for (file, content) in [sources("src"), sources("tests/it")].concat() {
+        assert!(content.starts_with("//! "), "{} does not begin with //!", file.display());
+    }
+}
+
+#[test]
+fn no_file_is_long() {
+    for (file, content) in [sources("src"), sources("tests/it")].concat() {
+        let lines = content.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines, more than {LINES_MAX}", file.display());
+    }
+}
+
+#[test]
+fn only_the_command_line_prints() {
+    let prints = ["println!", "print!", "dbg!", "io::stdout", "io::stderr"];
+    for (file, content) in sources("src") {
+        if layer(&file) == "cli" || layer(&file) == "main" {
+            continue;
+        }
+        for (number, line) in (1..).zip(content.lines()) {
+            let code = line.split("//").next().unwrap_or_default();
+            let found = prints.iter().find(|word| code.contains(*word));
+            assert!(found.is_none(), "{}:{number} has {found:?}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_test_file_is_listed() {
+    for (folder, list) in [("tests/it", "tests/it/main.rs"), ("tests/it/support", "tests/it/support/mod.rs")] {
+        let listed = fs::read_to_string(root().join(list)).unwrap();
+        for (file, _) in sources(folder) {
+            let name = file.file_stem().unwrap().to_str().unwrap();
+            if file.parent() == Some(Path::new(folder)) && name != "main" && name != "mod" {
+                let found = listed.lines().any(|line| line.trim_start_matches("pub(crate) ") == format!("mod {name};"));
+                assert!(found, "{} is not in {list}", file.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What `docs/semantics.md` promises of the view, held without a kernel; each test's comment is the paragraph it proves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use futures::FutureExt;
+use kloset_mount::fs::attr::{Attr, Kind};
+use kloset_mount::fs::view::{FIXED_TTL, ROOT, TOP_TTL};
+use kloset_mount::fs::{FsError, View, ViewOptions};
+use rustix::io::Errno;
+
+use crate::support::switched::{Kloset, fill, noise};
+
+/// A view with the blocking calls that tests want.
+struct Looked<'a> {
+    kloset: &'a Kloset,
+    view: View,
+}
+
+impl Kloset {
+    fn look(&self) -> Looked<'_> {
+        let view = self.runtime.block_on(View::new(self.repo.clone(), ViewOptions::default())).unwrap();
+        Looked { kloset: self, view }
+    }
+}
+
+impl Looked<'_> {
+    fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.kloset.runtime.block_on(work)
+    }
+
+    /// Follows a path of bytes and returns what it leads to.
+    fn find(&self, path: &str) -> Option<Attr> {
+        self.find_below(ROOT, path)
+    }
+
+    fn find_below(&self, from: u64, path: &str) -> Option<Attr> {
+        let mut attr = self.run(self.view.getattr(from)).unwrap().attr;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            attr = self.run(self.view.lookup(attr.number, name.as_bytes())).unwrap().attr?;
+        }
+        Some(attr)
+    }
+
+    /// Lists a folder as the kernel does, `lines` at a time.
+    fn list(&self, number: u64, lines: usize) -> BTreeMap<String, Attr> {
+        let (mut all, mut offset) = (BTreeMap::new(), 0);
+        loop {
+            let mut taken = 0;
+            self.run(self.view.readdir(number, offset, false, &mut |line| {
+                if taken == lines {
+                    return true;
+                }
+                let name = String::from_utf8_lossy(line.name).into_owned();
+                assert!(all.insert(name, line.attr).is_none(), "listed twice");
+                (taken, offset) = (taken + 1, line.next);
+                false
+            }))
+            .unwrap();
+            if taken == 0 {
+                return all;
+            }
+        }
+    }
+
+    fn names(&self, path: &str) -> Vec<String> {
+        let dots = [".".to_owned(), "..".to_owned()];
+        let names = self.list(self.find(path).unwrap().number, 100).into_keys();
+        names.filter(|name| !dots.contains(name)).collect()
+    }
+
+    fn read_all(&self, number: u64, bytes: u64) -> Result<Vec<u8>, FsError> {
+        let step = 100_003;
+        let reads = (0..bytes.div_ceil(step)).map(|n| self.run(self.view.read(number, n * step, 100_003)));
+        Ok(reads.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+}
+
+fn source() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path());
+    folder
+}
+
+/// The root holds `latest`, a link to the newest snapshot, and four folders. `snapshots/` has one folder a snapshot,
+/// named by its time in UTC without colons. `hosts/HOST/`, `tags/TAG/` and `ids/` hold links to them.
+#[test]
+fn names_lead_to_snapshots() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    kloset.backup_as(folder.path(), "anna's/pc", &[".hidden"]);
+    let second = kloset.backup_as(folder.path(), "server", &["daily", "daily"]);
+    let looked = kloset.look();
+    assert_eq!(looked.names(""), ["hosts", "ids", "latest", "snapshots", "tags"]);
+    assert_eq!(looked.names("snapshots"), ["2026-11-22_13-59-00", "2026-11-22_14-00-00"]);
+    assert_eq!(looked.names("hosts"), ["anna's_pc", "server"]);
+    assert_eq!(looked.names("hosts/server"), ["2026-11-22_14-00-00", "latest"]);
+    assert_eq!(looked.names("tags"), ["_hidden", "daily"]);
+    assert_eq!(looked.names("ids").len(), 2);
+    let target =
+        |path: &str| String::from_utf8(looked.run(looked.view.readlink(looked.find(path).unwrap().number)).unwrap());
+    assert_eq!(target("latest").unwrap(), "snapshots/2026-11-22_14-00-00");
+    assert_eq!(target("hosts/anna's_pc/latest").unwrap(), "../../snapshots/2026-11-22_13-59-00");
+    assert_eq!(target(&format!("ids/{}", second.name.id.short())).unwrap(), "../snapshots/2026-11-22_14-00-00");
+    let root = looked.find("snapshots/2026-11-22_13-59-00").unwrap();
+    assert_eq!((root.mode, root.mtime.seconds), (0o755, 1_795_355_940));
+    assert_eq!(looked.find("snapshots/2026-11-22_15-00-00"), None);
+}
+
+/// An empty kloset shows the four folders, empty, and no `latest`.
+#[test]
+fn an_empty_kloset_has_folders_and_no_latest() {
+    let kloset = Kloset::new();
+    let looked = kloset.look();
+    assert_eq!(looked.names(""), ["hosts", "ids", "snapshots", "tags"]);
+    assert!(looked.names("snapshots").is_empty() && looked.names("hosts").is_empty());
+}
+
+/// From start to the first listing there is one request, whatever the number of snapshots; what is in memory already is
+/// answered at the first poll.
+#[test]
+fn the_first_listing_is_one_request_whatever_the_size() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    for count in [1, 5] {
+        (0..count).for_each(|_| drop(kloset.backup(folder.path())));
+        let before = kloset.requests();
+        let looked = kloset.look();
+        looked.names("");
+        assert_eq!(looked.names("snapshots").len(), looked.names("ids").len());
+        assert_eq!(kloset.requests() - before, 1);
+        assert!(looked.view.lookup(ROOT, b"snapshots").now_or_never().is_some());
+    }
+}
+
+/// A new snapshot is seen within ten seconds, and at once by its name a second later. While the store does not answer,
+/// the last listing stands.
+#[test]
+fn new_snapshots_appear_and_an_outage_changes_nothing() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    kloset.backup(folder.path());
+    let looked = kloset.look();
+    let before = looked.find("latest").unwrap();
+    kloset.switch_off(true);
+    kloset.pass(11);
+    assert_eq!(looked.names("snapshots").len(), 1);
+    assert_eq!(looked.find("latest").unwrap(), before);
+    kloset.switch_off(false);
+    kloset.backup(folder.path());
+    kloset.pass(11);
+    assert_eq!(looked.names("snapshots").len(), 2);
+    // The kernel keeps what a link says as long as its inode lives: where it leads elsewhere, it is another one.
+    assert_ne!(looked.find("latest").unwrap().number, before.number);
+    assert_eq!(looked.find("latest").map(|_| TOP_TTL.as_secs()), Some(1));
+}
+
+/// Inside a snapshot nothing ever changes: attributes, names and the absence of names hold for a day. Inode numbers are
+/// the same at every mount, and the names of one file share one within a snapshot.
+#[test]
+fn inode_numbers_are_stable_and_hard_links_share_them() {
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let (one, two) = (kloset.look(), kloset.look());
+    let root = format!("snapshots/2026-11-22_13-59-00{}", source.path().display());
+    let _ = two.list(two.find(&format!("{root}/deep")).unwrap().number, 3);
+    for name in ["big", "deep/er", "dangling", "small"] {
+        let path = format!("{root}/{name}");
+        assert_eq!(one.find(&path).unwrap(), two.find(&path).unwrap(), "{name}");
+    }
+    let (small, too) =
+        (one.find(&format!("{root}/small")).unwrap(), one.find(&format!("{root}/deep/small too")).unwrap());
+    assert_eq!(small, too);
+    assert_eq!(small.links, 2);
+    let found = one.run(one.view.lookup(one.find(&root).unwrap().number, b"nothing")).unwrap();
+    assert_eq!((found.attr, found.ttl), (None, FIXED_TTL));
+}
+
+/// What the kernel has forgotten takes no memory.
+#[test]
+fn forgotten_inodes_are_freed() {
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let looked = kloset.look();
+    let path = format!("snapshots/2026-11-22_13-59-00{}", source.path().display());
+    let root = looked.find(&path).unwrap().number;
+    let before = looked.view.inodes_len();
+    let mut numbers = Vec::new();
+    looked
+        .run(looked.view.readdir(root, 2, true, &mut |line| {
+            let full = numbers.len() == 5;
+            if !full {
+                numbers.push(line.attr.number);
+            }
+            full
+        }))
+        .unwrap();
+    assert_eq!(
+        looked.view.inodes_len(),
+        before + 4 + usize::from(numbers.len() == 5) - usize::from(numbers.contains(&root))
+    );
+    numbers.iter().for_each(|number| looked.view.forget(*number, 1));
+    assert_eq!(looked.view.inodes_len(), before);
+    assert!(matches!(looked.run(looked.view.getattr(numbers[0])), Err(FsError::Stale)));
+}
+
+/// A directory of any size is listed page by page, each entry once, from any offset that was told before.
+#[test]
+fn large_directories_are_listed_once_each() {
+    const COUNT: usize = 5000;
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    for n in 0..COUNT {
+        fs::write(folder.path().join(format!("file {n:05}")), "").unwrap();
+    }
+    kloset.backup(folder.path());
+    let looked = kloset.look();
+    let root = looked.find(&format!("snapshots/2026-11-22_13-59-00{}", folder.path().display())).unwrap();
+    for lines in [7, 1000, 100_000] {
+        let listed = looked.list(root.number, lines);
+        assert_eq!(listed.len(), COUNT + 2);
+        assert_eq!(listed["."].number, root.number);
+    }
+    let last = format!("file {:05}", COUNT - 1);
+    assert_eq!(looked.find_below(root.number, &last).map(|attr| attr.kind), Some(Kind::File));
+    assert_eq!(looked.find_below(root.number, "file"), None);
+}
+
+/// Every file reads as it was, from any offset; holes read as zeros, are found by `SEEK_HOLE` and `SEEK_DATA` and take no
+/// blocks.
+#[test]
+fn files_read_as_they_were() {
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let looked = kloset.look();
+    let root = format!("snapshots/2026-11-22_13-59-00{}", source.path().display());
+    for name in ["empty", "small", "big", "sparse", "deep/er/file with blanks"] {
+        let attr = looked.find(&format!("{root}/{name}")).unwrap();
+        let content = fs::read(source.path().join(name)).unwrap();
+        assert_eq!(attr.bytes, content.len() as u64);
+        assert!(looked.read_all(attr.number, attr.bytes).unwrap() == content, "{name}");
+        let behind = looked.run(looked.view.read(attr.number, attr.bytes, 100)).unwrap();
+        assert!(behind.is_empty());
+    }
+    let big = looked.find(&format!("{root}/big")).unwrap();
+    let read = looked.run(looked.view.read(big.number, 5_000_001, 4096)).unwrap();
+    assert!(read == noise(9 << 20)[5_000_001..][..4096]);
+    let sparse = looked.find(&format!("{root}/sparse")).unwrap();
+    assert_eq!(sparse.blocks, 16);
+    assert_eq!(looked.run(looked.view.seek(sparse.number, 0, false)).unwrap(), 1 << 20);
+    assert_eq!(looked.run(looked.view.seek(sparse.number, 1 << 20, true)).unwrap(), (1 << 20) + 8192);
+    let error = looked.run(looked.view.seek(sparse.number, 3 << 20, true)).unwrap_err();
+    assert_eq!(error.errno(), Errno::NXIO);
+}
+
+/// Whatever is damaged or out of reach is `EIO`: never wrong bytes, never a short file, never a name that is not there.
+/// What was read before an outage goes on to be answered.
+#[test]
+fn damage_and_outages_are_errors() {
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let root = format!("snapshots/2026-11-22_13-59-00{}", source.path().display());
+    let looked = kloset.look();
+    let big = looked.find(&format!("{root}/big")).unwrap();
+    kloset.switch_off(true);
+    assert_eq!(looked.run(looked.view.read(big.number, 0, 10)).unwrap_err().errno(), Errno::IO);
+    assert!(looked.find(&format!("{root}/small")).is_some());
+    let fresh = looked.run(looked.view.lookup(big.number, b"x")).unwrap_err();
+    assert_eq!(fresh.errno(), Errno::NOTDIR);
+    kloset.switch_off(false);
+    kloset.damage_packs(4 << 20);
+    let (mut failed, content) = (0, noise(9 << 20));
+    for (n, expected) in content.chunks(4096).enumerate() {
+        match looked.run(looked.view.read(big.number, n as u64 * 4096, 4096)) {
+            Ok(read) => assert!(read == expected),
+            Err(error) => {
+                assert_eq!(error.errno(), Errno::IO);
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0 && failed < content.len() / 4096);
+}
+
+/// A snapshot's folder tells its id as `user.kloset.snapshot`, and with `user.kloset.incomplete` that something could not
+/// be read when it was made. Everything else has the extended attributes that it had.
+#[test]
+fn a_snapshot_tells_its_id() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    let report = kloset.backup(folder.path());
+    let looked = kloset.look();
+    let root = looked.find("snapshots/2026-11-22_13-59-00").unwrap().number;
+    assert_eq!(looked.run(looked.view.listxattr(root)).unwrap(), b"user.kloset.snapshot\0");
+    let id = looked.run(looked.view.getxattr(root, b"user.kloset.snapshot")).unwrap();
+    assert_eq!(id, report.name.id.to_string().into_bytes());
+    let error = looked.run(looked.view.getxattr(root, b"user.kloset.incomplete")).unwrap_err();
+    assert_eq!(error.errno(), Errno::NODATA);
+}
+
+/// With a snapshot's name the mount shows that one alone, its root as the root of the mount.
+#[test]
+fn one_snapshot_can_be_shown_alone() {
+    let (kloset, source) = (Kloset::new(), source());
+    let report = kloset.backup(source.path());
+    let options = ViewOptions { only: Some(report.name), uid: Some(4711), ..ViewOptions::default() };
+    let view = kloset.runtime.block_on(View::new(kloset.repo.clone(), options)).unwrap();
+    let looked = Looked { kloset: &kloset, view };
+    let found = looked.find(&source.path().join("small").display().to_string()).unwrap();
+    assert_eq!((found.bytes, found.uid), (6, 4711));
+    assert_eq!(looked.list(ROOT, 10)[".."].number, ROOT);
+}
+
+/// A sequential reader of a big file finds its bytes on the way or there; one who jumps causes no more than he asks for.
+#[test]
+fn a_second_read_asks_nothing_and_random_reads_ask_little() {
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let looked = kloset.look();
+    let path = format!("snapshots/2026-11-22_13-59-00{}/big", source.path().display());
+    let big = looked.find(&path).unwrap();
+    looked.read_all(big.number, big.bytes).unwrap();
+    let before = kloset.requests();
+    looked.read_all(big.number, big.bytes).unwrap();
+    assert_eq!(kloset.requests(), before);
+}
+
+/// Names are bytes.
+#[test]
+fn names_need_not_be_text() {
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let looked = kloset.look();
+    let root = looked.find(&format!("snapshots/2026-11-22_13-59-00{}", source.path().display())).unwrap();
+    let name = Path::new(std::ffi::OsStr::from_bytes(b"not\xffutf8"));
+    let found = looked.run(looked.view.lookup(root.number, name.as_os_str().as_bytes())).unwrap();
+    assert_eq!(found.attr.map(|attr| attr.bytes), Some(1));
+    let top = looked.run(looked.view.lookup(ROOT, b"\xff")).unwrap();
+    assert_eq!(top.attr, None);
+}
