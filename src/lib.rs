@@ -2,7 +2,7 @@
 //!
 //! Layers, imports only downward: [`cli`] parses, reads the environment, prints and exits; [`backup`], [`restore`] and
 //! [`fs`] are clients of the kloset and do not know each other; [`repo`] is the format; [`store`] is bytes under names.
-//! [`cpu`], [`env`] and [`monitor`] are leaves that anyone may import. `docs/architecture.md` says why,
+//! [`cpu`], [`mod@env`] and [`monitor`] are leaves that anyone may import. `docs/architecture.md` says why,
 //! `tests/it/tidy.rs` holds it.
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "tests choose their own numbers"))]

@@ -1,7 +1,7 @@
 //! The mount: snapshots as read-only folders.
 //!
 //! [`view`] is the filesystem in plain async Rust, without a kernel; [`fuse`] decodes the kernel's requests, hands them
-//! over and replies; [`mount`] puts it on a folder and takes it away. [`roots`] is the virtual top with [`names`] in
+//! over and replies; [`mod@mount`] puts it on a folder and takes it away. [`roots`] is the virtual top with [`names`] in
 //! it, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows,
 //! [`readahead`] what to fetch before it is asked for, [`errno`] the one place where failures become numbers,
 //! [`mountinfo`] the kernel's table of mounts.

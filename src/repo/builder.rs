@@ -1,7 +1,7 @@
 //! Trees bottom-up: from the nodes of a walk to the root's reference.
 //!
 //! Nodes come in walk order: a directory is entered, its entries follow sorted by name, it is left. They wait here until
-//! their content has a place, at most [`WAITING_MAX`] of them; a directory is encoded page by page when it is left.
+//! their content has a place, at most `WAITING_MAX` of them; a directory is encoded page by page when it is left.
 //! Splitting follows the names, so that a change in a huge directory changes one page (`docs/format.md`, "Tree").
 
 use std::collections::VecDeque;
