@@ -144,7 +144,7 @@ impl ObjectStore for Recording {
         let content = Bytes::copy_from_slice(&Bytes::from(payload));
         let asked_after = self.request(Operation::Put, at.as_ref());
         if self.slow {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(30)).await;
         }
         let result = self.inner.put_opts(at, content.clone().into(), options).await?;
         self.done(at, Some(content), asked_after);
