@@ -148,7 +148,7 @@ impl Walker<'_> {
         let names = if selection.all {
             match list(&folder.fd) {
                 Ok(names) => names,
-                Err(error) => return self.note(Step::Unreadable(self.shown_path(), error)),
+                Err(error) => return self.step(Step::Unreadable(self.shown_path(), error)),
             }
         } else {
             selection.below.keys().cloned().collect()
@@ -174,14 +174,14 @@ impl Walker<'_> {
         let flags = if below.all { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
         let stat = match rustix::fs::statat(&*folder.fd, name, flags) {
             Ok(stat) => stat,
-            Err(error) => return self.note(Step::Unreadable(self.path.clone(), error)),
+            Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
         };
         let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if below.all && self.walk.rules.exclude(&self.path, is_folder) {
             return Ok(());
         }
         let Ok(checked) = Name::new(name) else {
-            return self.note(Step::Unreadable(self.path.clone(), Errno::INVAL));
+            return self.step(Step::Unreadable(self.path.clone(), Errno::INVAL));
         };
         let known = folder.parent.find(name);
         let mut node = self.owners.node(checked, &stat);
@@ -192,7 +192,7 @@ impl Walker<'_> {
                 if kind == FileType::Symlink {
                     match target_of(&folder.fd, name) {
                         Ok(target) => node.kind = NodeKind::Symlink(target),
-                        Err(error) => return self.note(Step::Unreadable(self.path.clone(), error)),
+                        Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
                     }
                 }
                 node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_entry(&*folder.fd, name))?;
@@ -212,11 +212,11 @@ impl Walker<'_> {
         let fd = match rustix::fs::openat(&*above.fd, node.name.as_bytes(), folder_flags() | follow, Mode::empty()) {
             Ok(fd) if depth < DEPTH_MAX => Some(Arc::new(fd)),
             Ok(_) => {
-                self.note(Step::Unreadable(self.path.clone(), Errno::NAMETOOLONG))?;
+                self.step(Step::Unreadable(self.path.clone(), Errno::NAMETOOLONG))?;
                 None
             }
             Err(error) => {
-                self.note(Step::Unreadable(self.path.clone(), error))?;
+                self.step(Step::Unreadable(self.path.clone(), error))?;
                 None
             }
         };
@@ -241,8 +241,9 @@ impl Walker<'_> {
         self.step(Step::Leave)
     }
 
-    fn file(&mut self, folder: &Folder, (mut node, stat): (Node, Stat), known: Option<Node>) -> Result<(), Stopped> {
-        if let Some(mut known) = known.clone().filter(|known| parent::unchanged(known, &stat)) {
+    fn file(&mut self, folder: &Folder, (node, stat): (Node, Stat), known: Option<Node>) -> Result<(), Stopped> {
+        let is_known = known.is_some();
+        if let Some(mut known) = known.filter(|known| parent::unchanged(known, &stat)) {
             (known.mode, known.owner, known.identity) = (node.mode, node.owner, node.identity);
             self.walk.monitor.file(u64::try_from(stat.st_size).unwrap_or(0));
             return self.step(Step::Unchanged(known));
@@ -251,7 +252,6 @@ impl Walker<'_> {
         if stat.st_nlink > 1 && !self.links.insert((stat.st_dev, stat.st_ino)) {
             return self.step(Step::Link { node, path });
         }
-        node.xattrs.clear();
         let bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let large = bytes >= LARGE_FILE_BYTES;
         if large {
@@ -259,7 +259,7 @@ impl Walker<'_> {
         }
         self.tasks.push(ReadTask { directory: folder.fd.clone(), name: node.name.as_bytes().to_vec() });
         self.bytes += bytes;
-        self.step(Step::Read { node, path, known: known.is_some() })?;
+        self.step(Step::Read { node, path, known: is_known })?;
         if large { self.end_batch() } else { Ok(()) }
     }
 
@@ -276,7 +276,7 @@ impl Walker<'_> {
         match read() {
             Ok(xattrs) => Ok(xattrs),
             Err(error) => {
-                self.note(Step::Unreadable(self.path.clone(), error))?;
+                self.step(Step::Unreadable(self.path.clone(), error))?;
                 Ok(Vec::new())
             }
         }
@@ -284,10 +284,6 @@ impl Walker<'_> {
 
     fn shown_path(&self) -> Vec<u8> {
         if self.path.is_empty() { b"/".to_vec() } else { self.path.clone() }
-    }
-
-    fn note(&mut self, step: Step) -> Result<(), Stopped> {
-        self.step(step)
     }
 
     fn step(&mut self, step: Step) -> Result<(), Stopped> {

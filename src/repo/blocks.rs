@@ -39,6 +39,16 @@ enum Block {
     Loading { request: Request, first: u32 },
 }
 
+impl Block {
+    /// Waits for the bytes of block `number`.
+    async fn bytes(self, number: u32) -> Result<Bytes, RepoError> {
+        match self {
+            Self::Ready(bytes) => Ok(bytes),
+            Self::Loading { request, first } => Ok(cut(&request.await?, first, number)),
+        }
+    }
+}
+
 /// How a pack is being read.
 #[derive(Clone, Copy)]
 struct Stream {
@@ -91,7 +101,7 @@ impl Blocks {
         let room = if single { 0 } else { usize::try_from(range.end - range.start).unwrap_or(0) };
         let mut out = BytesMut::with_capacity(room);
         for (number, part) in (first..=last).zip(parts) {
-            let block = self.finish(pack, number, part).await?;
+            let block = part.bytes(number).await?;
             let start = u64::from(number) * BLOCK_BYTES;
             let from = range.start.saturating_sub(start).min(block.len() as u64);
             let to = (range.end - start).min(block.len() as u64);
@@ -186,13 +196,6 @@ impl Blocks {
             }
         }
         self.shrink(&mut state);
-    }
-
-    async fn finish(&self, _pack: PackId, number: u32, part: Block) -> Result<Bytes, RepoError> {
-        match part {
-            Block::Ready(bytes) => Ok(bytes),
-            Block::Loading { request, first } => Ok(cut(&request.await?, first, number)),
-        }
     }
 
     fn shrink(&self, state: &mut State) {
