@@ -14,6 +14,7 @@ use kloset_mount::repo::pack::{self, PackBuilder, PackKind};
 use kloset_mount::repo::{Repo, RepoError};
 use kloset_mount::restore::Overwrite;
 
+use crate::support::kloset::footer_of;
 use crate::support::scratch::{Scratch, noise};
 
 type Objects = BTreeMap<String, Vec<u8>>;
@@ -106,12 +107,6 @@ fn packs_of(repo: &Repo, scratch: &Scratch, names: &BTreeSet<String>) -> (Vec<St
     let packs = names.iter().filter_map(|name| layout::parse_pack(name));
     let objects = scratch.objects();
     packs.map(|id| id.to_string()).partition(|name| footer_of(repo, name, &objects[name]).kind == PackKind::Data)
-}
-
-fn footer_of(repo: &Repo, name: &str, content: &[u8]) -> pack::Footer {
-    let id = layout::parse_pack(name).unwrap();
-    let key = repo.keys.session_key(&id.session).unwrap();
-    pack::open_footer(&key, repo.keys.kloset(), id, pack::verify_digest(content).unwrap()).unwrap()
 }
 
 fn add_slot(scratch: &Scratch) -> String {

@@ -11,7 +11,8 @@ use kloset_mount::monitor::Monitor;
 use kloset_mount::repo::check::{CheckOptions, CheckReport, check};
 use kloset_mount::repo::header::ChunkerSettings;
 use kloset_mount::repo::keyslot::SlotSecret;
-use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::layout::{self, SnapshotName};
+use kloset_mount::repo::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
 use kloset_mount::repo::{CreateOptions, Repo, RepoError};
 use kloset_mount::store::Store;
 use object_store::ObjectStore;
@@ -99,12 +100,25 @@ impl Kloset {
         runtime().block_on(check(&self.0, CheckOptions { read_data: true }, &|_| {}))
     }
 
+    /// Tells whether a pack holds content, and not trees.
+    pub(crate) fn is_data_pack(&self, name: &str) -> bool {
+        let content = runtime().block_on(self.0.store.get(name, PACK_BYTES_MAX)).unwrap();
+        footer_of(&self.0, name, &content).kind == PackKind::Data
+    }
+
     /// Fails unless a check finds nothing missing and nothing damaged.
     #[track_caller]
     pub(crate) fn assert_whole(&self) {
         let report = self.check().unwrap();
         assert_eq!(report.damaged, [], "{report:#?}");
     }
+}
+
+/// Opens a pack's footer.
+pub(crate) fn footer_of(repo: &Repo, name: &str, content: &[u8]) -> Footer {
+    let id = layout::parse_pack(name).unwrap();
+    let key = repo.keys.session_key(&id.session).unwrap();
+    pack::open_footer(&key, repo.keys.kloset(), id, pack::verify_digest(content).unwrap()).unwrap()
 }
 
 /// Returns the options of a backup of one folder.
