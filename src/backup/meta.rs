@@ -28,7 +28,7 @@ pub(super) struct Owners {
 }
 
 impl Owners {
-    fn owner(&mut self, uid: u32, gid: u32) -> Owner {
+    fn names(&mut self, uid: u32, gid: u32) -> (&str, &str) {
         let user = self
             .users
             .entry(uid)
@@ -37,35 +37,57 @@ impl Owners {
             .groups
             .entry(gid)
             .or_insert_with(|| uzers::get_group_by_gid(gid).map(|g| owner_name(g.name())).unwrap_or_default());
-        Owner { uid, gid, user: user.clone(), group: group.clone() }
+        (user, group)
+    }
+
+    fn owner(&mut self, uid: u32, gid: u32) -> Owner {
+        let (user, group) = self.names(uid, gid);
+        Owner { uid, gid, user: user.to_owned(), group: group.to_owned() }
+    }
+
+    /// Tells whether a node made of `stat` would be `node`, given that its inode has not changed.
+    pub(super) fn describe(&mut self, node: &Node, stat: &Stat) -> bool {
+        let owner = &node.owner;
+        node.mode == stat.st_mode & 0o7777
+            && (owner.uid, owner.gid) == (stat.st_uid, stat.st_gid)
+            && (owner.user.as_str(), owner.group.as_str()) == self.names(stat.st_uid, stat.st_gid)
+            && node.mtime == mtime(stat)
+            && node.identity == identity(stat)
     }
 
     /// Makes a node without content, target and attributes.
     pub(super) fn node(&mut self, name: Name, stat: &Stat) -> Node {
-        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => NodeKind::Symlink(Vec::new()), // a placeholder until the tree is known
-            FileType::Symlink => NodeKind::Symlink(Vec::new()),
-            FileType::CharacterDevice => NodeKind::CharDevice(major, minor),
-            FileType::BlockDevice => NodeKind::BlockDevice(major, minor),
-            FileType::Fifo => NodeKind::Fifo,
-            FileType::Socket => NodeKind::Socket,
-            FileType::RegularFile | FileType::Unknown => NodeKind::File(FileContent::default()),
-        };
         Node {
             name,
-            kind,
+            kind: of_stat(stat),
             mode: stat.st_mode & 0o7777,
             owner: self.owner(stat.st_uid, stat.st_gid),
             mtime: mtime(stat),
             ctime: ctime(stat),
-            identity: Identity {
-                device: stat.st_dev,
-                inode: stat.st_ino,
-                links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-            },
+            identity: identity(stat),
             xattrs: Vec::new(),
         }
+    }
+}
+
+/// Tells whether a node of that kind, no regular file and no directory, is what the system says.
+pub(super) fn is_kind(kind: &NodeKind, stat: &Stat) -> bool {
+    match (kind, of_stat(stat)) {
+        (NodeKind::Symlink(_), NodeKind::Symlink(_)) => FileType::from_raw_mode(stat.st_mode) == FileType::Symlink,
+        (kind, now) => *kind == now,
+    }
+}
+
+fn of_stat(stat: &Stat) -> NodeKind {
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    match FileType::from_raw_mode(stat.st_mode) {
+        // Placeholders until tree and target are known.
+        FileType::Directory | FileType::Symlink => NodeKind::Symlink(Vec::new()),
+        FileType::CharacterDevice => NodeKind::CharDevice(major, minor),
+        FileType::BlockDevice => NodeKind::BlockDevice(major, minor),
+        FileType::Fifo => NodeKind::Fifo,
+        FileType::Socket => NodeKind::Socket,
+        FileType::RegularFile | FileType::Unknown => NodeKind::File(FileContent::default()),
     }
 }
 
@@ -73,6 +95,10 @@ impl Owners {
 fn owner_name(name: &std::ffi::OsStr) -> String {
     let name = name.to_string_lossy().into_owned();
     if name.len() > OWNER_NAME_BYTES_MAX { String::new() } else { name }
+}
+
+fn identity(stat: &Stat) -> Identity {
+    Identity { device: stat.st_dev, inode: stat.st_ino, links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX) }
 }
 
 /// Returns when the content changed.

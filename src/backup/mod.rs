@@ -9,6 +9,8 @@ mod meta;
 mod parent;
 mod read;
 mod rules;
+mod scan;
+mod unsaid;
 mod walk;
 
 use std::collections::HashMap;
@@ -29,7 +31,10 @@ use crate::repo::snapshot::{ByteText, ERRORS_BYTES_MAX, ERRORS_MAX, Manifest, So
 use crate::repo::tree::{FileContent, Node, NodeKind, TreeRef};
 use crate::repo::writer::{Chunk, Writer, WriterOptions};
 use crate::repo::{Repo, RepoError};
-use read::{Answer, FileRead, ReadContext};
+use parent::Parent;
+use read::{Answer, FileRead, ReadContext, ReadJob};
+use scan::{SCANS_MAX, ScanJob};
+use unsaid::Walked;
 use walk::{Batch, Step, Walk};
 
 pub use rules::{RuleError, Rules};
@@ -119,50 +124,38 @@ pub fn backup(
     let mut manifest = manifest(options, &targets, name)?;
     let parent = if options.force { None } else { runtime.block_on(find_parent(repo, options, &targets))? };
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions { verify_packs: parent.is_none() });
-    let reader = repo.reader(PARENT_READER_BYTES);
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
 
     let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
     let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
-    let chunker = || Chunker::new(repo.header.chunker, repo.keys.write_keys().chunker_seed);
+    let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
     let walk = Walk {
         targets: targets.clone(),
         rules: &rules,
         one_file_system: options.one_file_system,
         skip: options.skip.iter().filter_map(|path| identity(path)).collect(),
-        parent: root.map(|root| (reader, root)),
-        runtime: runtime.clone(),
+        parent: Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() },
+        root,
         monitor: monitor.clone(),
         batches,
         jobs,
+        scans,
     };
     let mut taker = Taker::new(&mut writer, root, monitor);
-    let taken = std::thread::scope(|scope| {
-        for _ in 0..repo.env.parallelism {
-            let context = ReadContext { keys: repo.keys.clone(), chunker: chunker(), monitor: monitor.clone() };
-            let work = work.clone();
-            scope.spawn(move || read::work(&context, &work));
+    let taken = take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker);
+    let walked = match taken {
+        Ok(walked) => walked,
+        Err(error) => {
+            // What was stored so far is found by the next backup, if it can still be put.
+            if matches!(error, BackupError::Stopped) {
+                writer.flush()?;
+            }
+            return Err(error);
         }
-        drop(work);
-        let walker = scope.spawn(move || walk.run().is_ok());
-        let taken = taker.take_all(steps);
-        if taken.is_err() {
-            monitor.stop();
-        }
-        let whole = walker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        match taken {
-            Ok(()) if !whole || monitor.stopped() => Err(BackupError::Stopped),
-            taken => taken,
-        }
-    });
-    if let Err(error) = taken {
-        // What was stored so far is found by the next backup, if it can still be put.
-        if matches!(error, BackupError::Stopped) {
-            writer.flush()?;
-        }
-        return Err(error);
-    }
-    let Taker { trees, summary, errors, errors_total, incomplete, vanished, .. } = taker;
+    };
+    let Taker { trees, mut summary, errors, errors_total, incomplete, vanished, .. } = taker;
+    walked.add_to(&mut summary);
+    walked.packs.iter().for_each(|pack| writer.use_pack(*pack));
     let root = trees.finish(&mut writer)?;
     writer.flush()?;
 
@@ -180,6 +173,39 @@ pub fn backup(
     manifest.end = layout::timestamp(repo.env.clock.unix_ms()).to_string();
     writer.commit(name, &manifest)?;
     Ok(BackupReport { name, manifest, vanished })
+}
+
+/// What the walk sends: steps to the taker, files to the readers, folders to those who scan ahead.
+struct Queues {
+    steps: Receiver<Batch>,
+    work: Receiver<ReadJob>,
+    to_scan: Receiver<ScanJob>,
+}
+
+/// Runs the walk and those who work for it in threads of their own, and takes its steps in this one.
+fn take_walk(repo: &Repo, walk: Walk<'_>, queues: Queues, taker: &mut Taker<'_>) -> Result<Walked, BackupError> {
+    let Queues { steps, work, to_scan } = queues;
+    let monitor = walk.monitor.clone();
+    std::thread::scope(|scope| {
+        for _ in 0..repo.env.parallelism {
+            let chunker = Chunker::new(repo.header.chunker, repo.keys.write_keys().chunker_seed);
+            let context = ReadContext { keys: repo.keys.clone(), chunker, monitor: monitor.clone() };
+            let (work, parent, to_scan) = (work.clone(), walk.parent.clone(), to_scan.clone());
+            scope.spawn(move || read::work(&context, &work));
+            scope.spawn(move || scan::work(&parent, &to_scan));
+        }
+        drop((work, to_scan));
+        let walker = scope.spawn(move || walk.run());
+        let taken = taker.take_all(steps);
+        if taken.is_err() {
+            monitor.stop();
+        }
+        let walked = walker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match walked {
+            Ok(walked) if !monitor.stopped() => taken.map(|()| walked),
+            _ => taken.and(Err(BackupError::Stopped)),
+        }
+    })
 }
 
 /// Returns the manifest as far as it is known before anything is read.
@@ -326,16 +352,9 @@ impl<'a> Taker<'a> {
         let mut files: Option<ReadFiles> = None;
         for step in batch.steps {
             match step {
-                Step::Enter(node, parent) => {
-                    self.summary.directories += 1;
-                    self.trees.enter(node, parent, self.writer)?;
-                }
+                Step::Enter(node, parent) => self.trees.enter(node, parent, self.writer)?,
                 Step::Leave => self.trees.leave(self.writer)?,
-                Step::Node(node) => {
-                    self.summary.others += 1;
-                    self.trees.node(node, self.writer)?;
-                }
-                Step::Unchanged(node) => self.take_unchanged(node)?,
+                Step::Node(node) => self.trees.node(node, self.writer)?,
                 Step::Link { node, path } => self.take_link(node, &path)?,
                 Step::Unreadable(path, error) => self.note(&path, error),
                 Step::Read { node, path, known } => {
@@ -367,14 +386,6 @@ impl<'a> Taker<'a> {
                 answer => return Ok(answer),
             }
         }
-    }
-
-    fn take_unchanged(&mut self, node: Node) -> Result<(), BackupError> {
-        let NodeKind::File(content) = &node.kind else { return Ok(()) };
-        self.summary.files += 1;
-        self.summary.files_unmodified += 1;
-        self.summary.bytes += content.bytes;
-        Ok(self.trees.node(node, self.writer)?)
     }
 
     fn take_read(

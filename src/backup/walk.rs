@@ -1,24 +1,25 @@
-//! The walk: folders in the order of their names, one thread, no content read.
+//! The walk: folders in the order of their names, no content read.
 //!
 //! Emits steps in exactly the order in which the trees hold them, in batches; files that must be read go to the readers
-//! at the same time. Everything is opened relative to its folder, so paths may be of any length and a folder swapped for
-//! a link meanwhile is not followed. What cannot be read is noted and the walk goes on.
+//! at the same time. A folder in which nothing changed is one step, the parent snapshot's tree, whatever is below it.
+//! Everything is opened relative to its folder, so paths may be of any length and a folder swapped for a link meanwhile
+//! is not followed. What cannot be read is noted and the walk goes on.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
-use tokio::runtime::Handle;
 
 use super::meta::{self, Owners, Xattrs};
-use super::parent::{self, ParentDirectory};
+use super::parent::{self, Known, Parent, ParentDirectory};
 use super::read::{self, Answer, LARGE_FILE_BYTES, ReadJob, ReadTask};
 use super::rules::Rules;
+use super::scan::{self, SCANS_MAX, Scan, ScanJob, Scanned};
+use super::unsaid::{Unsaid, Walked};
 use crate::monitor::Monitor;
-use crate::repo::Reader;
 use crate::repo::tree::{LINK_BYTES_MAX, Name, Node, NodeKind, TreeRef};
 
 /// A batch is closed when its files have this many bytes.
@@ -29,6 +30,8 @@ const BATCH_STEPS: usize = 512;
 const BATCH_FOLDERS: usize = 32;
 /// The deepest folder that is entered.
 const DEPTH_MAX: usize = 1024;
+/// Folders of one folder that are scanned ahead by one thread.
+const AHEAD_MAX: usize = 8;
 
 /// One step of the walk, in the order of the trees.
 pub(super) enum Step {
@@ -36,10 +39,8 @@ pub(super) enum Step {
     Enter(Node, Option<TreeRef>),
     /// The folder ends.
     Leave,
-    /// A node that needs no reading.
+    /// A node that needs no reading: no file, or taken over from the parent snapshot, whole folders among them.
     Node(Node),
-    /// A file taken over from the parent snapshot.
-    Unchanged(Node),
     /// A file that is being read: the next answer of the batch. Whether the parent snapshot had that name.
     Read { node: Node, path: Vec<u8>, known: bool },
     /// Another name of a file of this walk with several names.
@@ -61,11 +62,13 @@ pub(super) struct Walk<'a> {
     pub(super) one_file_system: bool,
     /// Folders that are never entered: the kloset's own.
     pub(super) skip: HashSet<(u64, u64)>,
-    pub(super) parent: Option<(Reader, TreeRef)>,
-    pub(super) runtime: Handle,
+    pub(super) parent: Parent,
+    /// The parent snapshot's root.
+    pub(super) root: Option<TreeRef>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) batches: Sender<Batch>,
     pub(super) jobs: Sender<ReadJob>,
+    pub(super) scans: Sender<ScanJob>,
 }
 
 /// The walk stops because nobody takes its steps any more.
@@ -73,20 +76,45 @@ pub(super) struct Stopped;
 
 struct Walker<'a> {
     walk: Walk<'a>,
+    walked: Walked,
     owners: Owners,
     links: HashSet<(u64, u64)>,
+    unsaid: Unsaid,
     steps: Vec<Step>,
     tasks: Vec<ReadTask>,
     bytes: u64,
     folders: usize,
     path: Vec<u8>,
+    /// Scans under way.
+    scans: usize,
 }
 
 /// A folder being walked.
 struct Folder {
     fd: Arc<OwnedFd>,
     parent: ParentDirectory,
+    /// The file system of what is in it, if it is to be walked whole.
     device: Option<u64>,
+    stats: Vec<Result<Stat, Errno>>,
+    ahead: VecDeque<Ahead>,
+    /// Where to look for the next folder to scan ahead.
+    next: usize,
+}
+
+/// A scan under way: the place of the folder's name, its tree in the parent snapshot.
+struct Ahead {
+    at: usize,
+    tree: Option<TreeRef>,
+    scanned: Receiver<Scanned>,
+}
+
+/// An entry of a folder: what the system says of it and the parent snapshot knew.
+struct Entry<'a> {
+    at: usize,
+    below: &'a Selection,
+    node: Node,
+    stat: Stat,
+    known: Option<Known>,
 }
 
 /// Names to take in a folder: all of them, or those on the way to the targets.
@@ -96,34 +124,39 @@ struct Selection {
     below: BTreeMap<Vec<u8>, Selection>,
 }
 
+/// What is below a target.
+static EVERYTHING: Selection = Selection { all: true, below: BTreeMap::new() };
+
 impl Walk<'_> {
     /// Walks everything.
-    pub(super) fn run(self) -> Result<(), Stopped> {
+    pub(super) fn run(self) -> Result<Walked, Stopped> {
         let mut selection = Selection::default();
         for target in &self.targets {
             selection.add(target);
         }
-        let root = rustix::fs::open("/", folder_flags(), Mode::empty());
         let mut walker = Walker {
             walk: self,
+            walked: Walked::default(),
             owners: Owners::default(),
             links: HashSet::new(),
+            unsaid: Unsaid::default(),
             steps: Vec::new(),
             tasks: Vec::new(),
             bytes: 0,
             folders: 0,
             path: Vec::new(),
+            scans: 0,
         };
-        match root {
+        match scan::open(rustix::fs::CWD, b"/", OFlags::empty()) {
             Ok(fd) => {
-                let reader = walker.walk.parent.clone();
-                let parent = ParentDirectory::new(reader.as_ref().map(|(r, t)| (r, *t)), &walker.walk.runtime);
-                let folder = Folder { fd: Arc::new(fd), parent, device: None };
-                walker.folder(folder, &selection, 0)?;
+                let scan = if selection.all { Scan::list(fd) } else { Scan::unlisted(fd) };
+                let parent = walker.walk.parent.directory(walker.walk.root);
+                walker.folder((scan, parent), None, &selection, 0)?;
             }
-            Err(error) => walker.steps.push(Step::Unreadable(b"/".to_vec(), error)),
+            Err(error) => walker.step(Step::Unreadable(b"/".to_vec(), error))?,
         }
-        walker.end_batch()
+        walker.end_batch()?;
+        Ok(walker.walked)
     }
 }
 
@@ -137,136 +170,231 @@ impl Selection {
     }
 }
 
-fn folder_flags() -> OFlags {
-    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOCTTY
-}
-
 impl Walker<'_> {
     /// Walks what is selected in a folder.
-    fn folder(&mut self, mut folder: Folder, selection: &Selection, depth: usize) -> Result<(), Stopped> {
+    fn folder(
+        &mut self,
+        (scan, parent): (Scan, ParentDirectory),
+        device: Option<u64>,
+        selection: &Selection,
+        depth: usize,
+    ) -> Result<(), Stopped> {
         self.folders += 1;
-        let names = if selection.all {
-            match list(&folder.fd) {
-                Ok(names) => names,
-                Err(error) => return self.step(Step::Unreadable(self.shown_path(), error)),
-            }
-        } else {
-            selection.below.keys().cloned().collect()
+        let names = match scan.names {
+            _ if !selection.all => selection.below.keys().cloned().collect(),
+            Ok(names) => names,
+            Err(error) => return self.step(Step::Unreadable(self.shown_path(), error)),
         };
-        let everything = Selection { all: true, below: BTreeMap::new() };
-        for name in names {
-            let length = self.path.len();
-            self.path.push(b'/');
-            self.path.extend_from_slice(&name);
-            let below = if selection.all { &everything } else { &selection.below[&name] };
-            let done = self.entry(&mut folder, &name, below, depth);
-            self.path.truncate(length);
+        let (fd, stats) = (scan.fd, scan.stats);
+        let mut folder = Folder { fd, parent, device, stats, ahead: VecDeque::new(), next: 0 };
+        for (at, name) in names.iter().enumerate() {
+            self.scan_ahead(&mut folder, &names, at)?;
+            let below = if selection.all { &EVERYTHING } else { &selection.below[name] };
+            let done = self.at(name, |walker| walker.entry(&mut folder, (at, name), below, depth));
             done?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, folder: &mut Folder, name: &[u8], below: &Selection, depth: usize) -> Result<(), Stopped> {
+    /// Does something with a name behind the path.
+    fn at<T>(&mut self, name: &[u8], work: impl FnOnce(&mut Self) -> T) -> T {
+        let length = self.path.len();
+        self.path.push(b'/');
+        self.path.extend_from_slice(name);
+        let done = work(self);
+        self.path.truncate(length);
+        done
+    }
+
+    /// Begins to scan the next folders behind the name at `at`, which the walk looks at itself meanwhile.
+    fn scan_ahead(&mut self, folder: &mut Folder, names: &[Vec<u8>], at: usize) -> Result<(), Stopped> {
+        folder.next = folder.next.max(at + 1);
+        if folder.ahead.len() >= AHEAD_MAX {
+            return Ok(());
+        }
+        let (answers, scanned) = crossbeam_channel::bounded(AHEAD_MAX);
+        let mut folders = Vec::new();
+        while folders.len() < AHEAD_MAX && self.scans < SCANS_MAX {
+            let Some(stat) = folder.stats.get(folder.next) else { break };
+            let (at, name) = (folder.next, &names[folder.next]);
+            folder.next += 1;
+            let Ok(stat) = stat else { continue };
+            if is_folder(stat) && self.enters(folder.device, stat) && !self.at(name, |walker| walker.excludes(stat)) {
+                let tree = folder.parent.tree_ahead(name);
+                folders.push((name.clone(), tree));
+                folder.ahead.push_back(Ahead { at, tree, scanned: scanned.clone() });
+                self.scans += 1;
+            }
+        }
+        if folders.is_empty() {
+            return Ok(());
+        }
+        self.walk.scans.send(ScanJob { above: folder.fd.clone(), folders, answers }).map_err(|_| Stopped)
+    }
+
+    /// Tells whether the entry at the path is left out.
+    fn excludes(&self, stat: &Stat) -> bool {
+        self.walk.rules.exclude(&self.path, is_folder(stat))
+    }
+
+    /// Tells whether a folder's entries are to be walked, in a folder on `device`.
+    fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
+        let foreign = self.walk.one_file_system && device.is_some_and(|device| device != stat.st_dev);
+        !foreign && !self.walk.skip.contains(&(stat.st_dev, stat.st_ino))
+    }
+
+    fn entry(
+        &mut self,
+        folder: &mut Folder,
+        (at, name): (usize, &[u8]),
+        below: &Selection,
+        depth: usize,
+    ) -> Result<(), Stopped> {
         if self.walk.monitor.stopped() {
             return Err(Stopped);
         }
         // On the way to a target links are followed, as the shell does; the target itself is what it is.
         let flags = if below.all { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
-        let stat = match rustix::fs::statat(&*folder.fd, name, flags) {
+        let stat = folder.stats.get(at).copied().unwrap_or_else(|| rustix::fs::statat(&*folder.fd, name, flags));
+        let stat = match stat {
             Ok(stat) => stat,
             Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
         };
-        let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if below.all && self.walk.rules.exclude(&self.path, is_folder) {
+        if below.all && self.excludes(&stat) {
+            return Ok(());
+        }
+        let known = folder.parent.find(name);
+        if let Some(known) = known.as_ref().filter(|known| self.owners.describe(known, &stat))
+            && self.keep(known, &stat)?
+        {
             return Ok(());
         }
         let Ok(checked) = Name::new(name) else {
             return self.step(Step::Unreadable(self.path.clone(), Errno::INVAL));
         };
-        let known = folder.parent.find(name);
-        let mut node = self.owners.node(checked, &stat);
+        let entry = Entry { at, below, node: self.owners.node(checked, &stat), stat, known };
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => self.enter(folder, (node, stat), known, (below, depth)),
-            FileType::RegularFile => self.file(folder, (node, stat), known),
-            kind => {
-                if kind == FileType::Symlink {
-                    match target_of(&folder.fd, name) {
-                        Ok(target) => node.kind = NodeKind::Symlink(target),
-                        Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
-                    }
-                }
-                node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_entry(&*folder.fd, name))?;
-                self.step(Step::Node(node))
-            }
+            FileType::Directory => self.enter(folder, entry, depth),
+            FileType::RegularFile => self.file(folder, entry),
+            _ => self.other(folder, entry),
         }
     }
 
-    fn enter(
-        &mut self,
-        above: &Folder,
-        (mut node, stat): (Node, Stat),
-        known: Option<Node>,
-        (below, depth): (&Selection, usize),
-    ) -> Result<(), Stopped> {
-        let follow = if below.all { OFlags::NOFOLLOW } else { OFlags::empty() };
-        let fd = match rustix::fs::openat(&*above.fd, node.name.as_bytes(), folder_flags() | follow, Mode::empty()) {
-            Ok(fd) if depth < DEPTH_MAX => Some(Arc::new(fd)),
-            Ok(_) => {
-                self.step(Step::Unreadable(self.path.clone(), Errno::NAMETOOLONG))?;
-                None
+    /// Takes an entry over from the parent snapshot if it is no folder and nothing about it changed.
+    fn keep(&mut self, known: &Known, stat: &Stat) -> Result<bool, Stopped> {
+        match &known.kind {
+            NodeKind::File(content) if parent::unchanged(known, stat) => {
+                self.walked.unmodified += 1;
+                self.walked.unmodified_bytes += content.bytes;
+                self.walk.monitor.file(content.bytes);
             }
+            NodeKind::File(_) | NodeKind::Directory(_) => return Ok(false),
+            kind if parent::same_inode(known, stat) && meta::is_kind(kind, stat) => self.walked.others += 1,
+            _ => return Ok(false),
+        }
+        self.take_over(known)?;
+        Ok(true)
+    }
+
+    /// Takes a node over from the parent snapshot as it is.
+    fn take_over(&mut self, known: &Known) -> Result<(), Stopped> {
+        if self.unsaid.keep(known) { Ok(()) } else { self.step(Step::Node(Node::clone(known))) }
+    }
+
+    fn other(&mut self, folder: &Folder, Entry { mut node, stat, known, .. }: Entry<'_>) -> Result<(), Stopped> {
+        let name = node.name.as_bytes();
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            match target_of(&folder.fd, name) {
+                Ok(target) => node.kind = NodeKind::Symlink(target),
+                Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
+            }
+        }
+        node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_entry(&*folder.fd, name))?;
+        self.walked.others += 1;
+        self.step(Step::Node(node))
+    }
+
+    fn enter(&mut self, above: &mut Folder, entry: Entry<'_>, depth: usize) -> Result<(), Stopped> {
+        let Entry { at, below, mut node, stat, known } = entry;
+        let tree = known.as_ref().and_then(|known| parent::tree_of(known));
+        let enters = self.enters(above.device, &stat);
+        let scanned = match self.take_scan(above, at, tree) {
+            Some(scanned) => scanned,
+            None => {
+                let follow = if below.all { OFlags::NOFOLLOW } else { OFlags::empty() };
+                let list = if below.all && enters { Scan::list } else { Scan::unlisted };
+                let fd = scan::open(&above.fd, node.name.as_bytes(), follow);
+                fd.map(|fd| (list(fd), self.walk.parent.directory(tree)))
+            }
+        };
+        let scanned = scanned.and_then(|scanned| if depth < DEPTH_MAX { Ok(scanned) } else { Err(Errno::NAMETOOLONG) });
+        let scanned = match scanned {
+            Ok(scanned) => Some(scanned),
             Err(error) => {
                 self.step(Step::Unreadable(self.path.clone(), error))?;
                 None
             }
         };
-        if let Some(fd) = &fd {
-            node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_fd(fd))?;
+        if let Some((scan, _)) = &scanned {
+            node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_fd(&*scan.fd))?;
         }
-        let tree = known.and_then(|known| match known.kind {
-            NodeKind::Directory(tree) => Some(tree),
-            _ => None,
-        });
+        self.walked.directories += 1;
         self.walk.monitor.directories.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.step(Step::Enter(node, tree))?;
-        let foreign = self.walk.one_file_system && above.device.is_some_and(|device| device != stat.st_dev);
-        let skipped = foreign || self.walk.skip.contains(&(stat.st_dev, stat.st_ino));
-        if let Some(fd) = fd.filter(|_| !skipped) {
-            let reader = self.walk.parent.as_ref().map(|p| p.0.clone());
-            let parent = reader.as_ref().zip(tree);
-            let parent = ParentDirectory::new(parent, &self.walk.runtime);
-            let device = below.all.then_some(stat.st_dev);
-            self.folder(Folder { fd, parent, device }, below, depth + 1)?;
+        match scanned.as_ref().and_then(|(_, parent)| parent.only_page()).zip(tree) {
+            Some((page, tree)) => self.unsaid.enter(node, tree, page),
+            None => self.step(Step::Enter(node, tree))?,
         }
-        self.step(Step::Leave)
+        if let Some(scanned) = scanned.filter(|_| enters) {
+            self.folder(scanned, below.all.then_some(stat.st_dev), below, depth + 1)?;
+        }
+        match self.unsaid.leave(&mut self.walked) {
+            None => self.step(Step::Leave),
+            Some(node) => match known.filter(|known| **known == node) {
+                Some(known) => self.take_over(&known),
+                None => self.step(Step::Node(node)),
+            },
+        }
     }
 
-    fn file(&mut self, folder: &Folder, (node, stat): (Node, Stat), known: Option<Node>) -> Result<(), Stopped> {
-        let is_known = known.is_some();
-        if let Some(mut known) = known.filter(|known| parent::unchanged(known, &stat)) {
-            (known.mode, known.owner, known.identity) = (node.mode, node.owner, node.identity);
-            self.walk.monitor.file(u64::try_from(stat.st_size).unwrap_or(0));
-            return self.step(Step::Unchanged(known));
+    /// Waits for the scan of the folder at `at`, if one was begun with that tree.
+    fn take_scan(&mut self, above: &mut Folder, at: usize, tree: Option<TreeRef>) -> Option<Scanned> {
+        while let Some(ahead) = above.ahead.pop_front_if(|ahead| ahead.at <= at) {
+            self.scans -= 1;
+            let scanned = ahead.scanned.recv().ok()?;
+            if (ahead.at, ahead.tree) == (at, tree) {
+                return Some(scanned);
+            }
+        }
+        None
+    }
+
+    fn file(&mut self, folder: &Folder, Entry { node, stat, known, .. }: Entry<'_>) -> Result<(), Stopped> {
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        if let Some(known) = known.as_ref().filter(|known| parent::unchanged(known, &stat)) {
+            self.walked.unmodified += 1;
+            self.walked.unmodified_bytes += bytes;
+            self.walk.monitor.file(bytes);
+            return self.step(Step::Node(Node { kind: known.kind.clone(), xattrs: known.xattrs.clone(), ..node }));
         }
         let path = self.path.clone();
         if stat.st_nlink > 1 && !self.links.insert((stat.st_dev, stat.st_ino)) {
             return self.step(Step::Link { node, path });
         }
-        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let large = bytes >= LARGE_FILE_BYTES;
         if large {
             self.end_batch()?;
         }
+        self.say()?;
         self.tasks.push(ReadTask { directory: folder.fd.clone(), name: node.name.as_bytes().to_vec() });
         self.bytes += bytes;
-        self.step(Step::Read { node, path, known: is_known })?;
+        self.step(Step::Read { node, path, known: known.is_some() })?;
         if large { self.end_batch() } else { Ok(()) }
     }
 
     /// Returns an entry's attributes: the parent's if its inode has not changed, else what the system says.
     fn xattrs(
         &mut self,
-        known: Option<&Node>,
+        known: Option<&Known>,
         stat: &Stat,
         read: impl FnOnce() -> Result<Xattrs, Errno>,
     ) -> Result<Xattrs, Stopped> {
@@ -286,7 +414,22 @@ impl Walker<'_> {
         if self.path.is_empty() { b"/".to_vec() } else { self.path.clone() }
     }
 
+    /// Emits a step, and before it what was not said of the folders it is in.
     fn step(&mut self, step: Step) -> Result<(), Stopped> {
+        self.say()?;
+        self.push(step)
+    }
+
+    fn say(&mut self) -> Result<(), Stopped> {
+        if !self.unsaid.is_empty() {
+            for step in std::mem::take(&mut self.unsaid).steps() {
+                self.push(step)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, step: Step) -> Result<(), Stopped> {
         self.steps.push(step);
         if self.bytes >= BATCH_BYTES || self.steps.len() >= BATCH_STEPS || self.folders >= BATCH_FOLDERS {
             return self.end_batch();
@@ -309,6 +452,10 @@ impl Walker<'_> {
     }
 }
 
+fn is_folder(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
 /// Reads a link's target; one that trees cannot hold, no kernel makes.
 fn target_of(folder: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let target = rustix::fs::readlinkat(folder, name, Vec::new())?.into_bytes();
@@ -317,17 +464,4 @@ fn target_of(folder: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
         0 => Err(Errno::INVAL),
         _ => Err(Errno::NAMETOOLONG),
     }
-}
-
-/// Lists a folder's names in the order of their bytes.
-fn list(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(folder)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }

@@ -61,6 +61,12 @@ impl Nodes {
         Self { reader: reader.clone(), stack: Vec::new(), next: Some((directory, Bounds::default())) }
     }
 
+    /// Tells whether the page returned last was the last one.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        self.next.is_none() && self.stack.is_empty()
+    }
+
     /// Returns the next leaf page, `None` after the last.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use kloset_mount::backup::{BackupError, BackupOptions, BackupReport};
 use kloset_mount::repo::path::{self, Found};
+use kloset_mount::repo::snapshot::Summary;
 use kloset_mount::repo::tree::{Data, FileContent, NodeKind, Page, TreeRef};
 
 use crate::support::kloset::{Kloset, options, runtime};
@@ -131,6 +132,51 @@ fn what_was_changed_renamed_and_removed_is_so_in_the_next_snapshot_only() {
     let new = second.manifest.summary.bytes_new;
     assert!(new < 40_000, "{new} bytes were stored for 18,000 that are new");
     assert!(!recording.put_since(mark, "packs/").is_empty());
+}
+
+/// Unchanged folders are taken over whole: whatever differs in them, at any place, must still be seen.
+#[test]
+fn the_smallest_difference_in_an_unchanged_folder_is_seen() {
+    let (kloset, _) = kloset();
+    let source = Source::new();
+    for folder in ["a", "b", "b/deep", "b/deep/er", "b/empty", "c"] {
+        source.folder(folder);
+        for name in ["1", "2", "3"] {
+            source.file(format!("{folder}/{name}"), folder);
+        }
+    }
+    std::os::unix::fs::symlink("1", source.at("b/link")).unwrap();
+    kloset.backup(source.path());
+    let changes: [&dyn Fn(); 8] = [
+        &|| {},
+        &|| fs::remove_file(source.at("b/deep/er/3")).unwrap(),
+        &|| drop(source.file("b/deep/0", "new")),
+        &|| set_mode(&source.at("b/deep/er/1"), 0o600),
+        &|| set_mode(&source.at("b/empty"), 0o700),
+        &|| set_mtime(&source.at("c"), 5, 5),
+        &|| fs::remove_dir_all(source.at("b/empty")).unwrap(),
+        &|| fs::rename(source.at("b/link"), source.at("b/nk")).unwrap(),
+    ];
+    for change in changes {
+        change();
+        let report = kloset.backup(source.path());
+        assert_holds(&kloset, &report, &source);
+        let whole = kloset.backup_with(BackupOptions { force: true, ..options(source.path()) }).unwrap();
+        let counts = |report: &BackupReport| {
+            let Summary { directories, files, others, bytes, .. } = report.manifest.summary;
+            (directories, files, others, bytes)
+        };
+        assert_eq!(counts(&report), counts(&whole));
+    }
+    let excludes = vec!["deep/er/2".to_owned()];
+    let report = kloset.backup_with(BackupOptions { excludes, ..options(source.path()) }).unwrap();
+    fs::remove_file(source.at("b/deep/er/2")).unwrap();
+    let mut expected = source.scan();
+    let mut found = kloset.dump(report.name, source.path()).unwrap();
+    for dump in [&mut expected, &mut found] {
+        dump.remove(&b"b/deep/er"[..]); // its times are not those from before the removal
+    }
+    assert_same(&expected, &found);
 }
 
 #[test]
