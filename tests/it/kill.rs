@@ -1,11 +1,13 @@
-//! `kill -9` of the program at random moments of a backup into a folder loses nothing.
+//! `kill -9` of the program at random moments, of a backup into a folder and of a mount that is read, loses nothing.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kloset_mount::fs::mountinfo;
 use kloset_mount::repo::keyslot::SlotSecret;
+use rustix::io::Errno;
 
 use crate::support::kloset::Kloset;
 use crate::support::random::{Random, noise, size};
@@ -13,8 +15,16 @@ use crate::support::tree::{Source, assert_same};
 
 /// New bytes before each backup: long enough to be hit in the middle.
 const ROUND_BYTES: usize = 12 << 20;
+/// Programs that read a mount while it is killed.
+const READERS: usize = 3;
 
 struct Home(Source);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = kloset_mount::fs::unmount(&self.0.at("mnt"), true);
+    }
+}
 
 impl Home {
     fn new() -> Self {
@@ -98,5 +108,82 @@ fn a_backup_killed_at_any_moment_leaves_a_whole_kloset_and_the_next_one_succeeds
         assert_same(&source.scan(), &after.dump(name, source.path()).unwrap());
     }
     assert!(killed >= 5, "only {killed} backups were still running when they were killed");
+    home.done(&["check", "--read-data"]);
+}
+
+/// Whether this machine lets us mount.
+fn may_mount() -> bool {
+    let may = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !may {
+        eprintln!("passed over: mounting needs root and /dev/fuse");
+    }
+    may
+}
+
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not {what} after a minute");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Mounts in the foreground and waits until the mount can be used.
+fn serve(home: &Home) -> Child {
+    let at = home.0.at("mnt");
+    let child = home.command(&["mount", "-f", at.to_str().unwrap()]).stderr(Stdio::null()).spawn().unwrap();
+    until("mounted", || mountinfo::at(&mountinfo::read().unwrap(), &at).is_some_and(mountinfo::MountInfo::is_ours));
+    until("usable", || at.join("latest").exists());
+    child
+}
+
+/// Reads every file of the newest snapshot, over and over, until something fails.
+fn start_reader(folder: &Path) -> Child {
+    let line = "while find \"$0\" -type f -exec cat {} + ; do :; done";
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+fn wait_all(readers: Vec<Child>) {
+    for mut reader in readers {
+        until("ended by the death of the mount", || reader.try_wait().unwrap().is_some());
+    }
+}
+
+/// A mount that is killed while programs read from it leaves a dead mount point, whose users get an error and do not
+/// hang; `umount` clears it, the next mount works, and the kloset is as it was.
+#[test]
+fn a_mount_killed_at_any_moment_is_dead_at_once_and_cleared_and_harms_nothing() {
+    if !may_mount() {
+        return;
+    }
+    let (home, source) = (Home::new(), Source::random(2, 60));
+    change(&source, 7);
+    let at: PathBuf = home.0.folder("mnt").canonicalize().unwrap();
+    home.done(&["backup", source.path().to_str().unwrap()]);
+    let mut random = Random::new(21);
+    for round in 0..size(20, 300) {
+        let mut child = serve(&home);
+        let folder = at.join("latest").join(source.path().strip_prefix("/").unwrap());
+        let readers = (0..READERS).map(|_| start_reader(&folder)).collect();
+        let wait = Duration::from_millis(random.below(300));
+        eprintln!("round {round}: killed after {wait:?}");
+        std::thread::sleep(wait);
+        assert!(child.try_wait().unwrap().is_none(), "the mount ended by itself");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The attributes of the root may be the kernel's for a moment yet; opening always asks.
+        let error = fs::read_dir(&at).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()), "{error}");
+        wait_all(readers);
+        home.done(&["umount", at.to_str().unwrap()]);
+    }
+    let mut child = serve(&home);
+    let name = *home.open().snapshots().unwrap().last().unwrap();
+    assert_same(&source.scan(), &home.open().dump(name, source.path()).unwrap());
+    home.done(&["umount", at.to_str().unwrap()]);
+    assert!(child.wait().unwrap().success());
     home.done(&["check", "--read-data"]);
 }
