@@ -4,10 +4,11 @@
 //! retried. It promises: a broken `PUT` is sent again (all our names are random and puts are
 //! create-if-absent, so that is safe); what cannot get better (501, TLS against a plain port, a
 //! certificate not trusted) is not retried for minutes; a store that never answered is given up
-//! soon. It does not know S3's meaning of anything.
+//! soon; after a silence, reads go on over new connections only, since what killed one has mostly
+//! killed all. It does not know S3's meaning of anything.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -33,9 +34,11 @@ const CONNECTS_BEFORE_FIRST_ANSWER_MAX: u32 = 4;
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let reads = options.clone().with_read_timeout(self.stall_timeout);
+        let read_options = options.clone().with_read_timeout(self.stall_timeout);
+        let reads = Pool { client: ReqwestConnector::default().connect(&read_options)?, generation: 0 };
         Ok(HttpClient::new(Service {
-            reads: ReqwestConnector::default().connect(&reads)?,
+            reads: Mutex::new(reads),
+            read_options,
             writes: ReqwestConnector::default().connect(options)?,
             counters: self.counters.clone(),
             answered: AtomicBool::new(false),
@@ -46,11 +49,19 @@ impl HttpConnector for Connector {
 
 #[derive(Debug)]
 struct Service {
-    reads: HttpClient,
+    reads: Mutex<Pool>,
+    read_options: ClientOptions,
     writes: HttpClient,
     counters: Arc<Counters>,
     answered: AtomicBool,
     failed_connects: AtomicU32,
+}
+
+/// The connections for reads, and how often they were replaced.
+#[derive(Clone, Debug)]
+struct Pool {
+    client: HttpClient,
+    generation: u64,
 }
 
 impl HttpService for Service {
@@ -62,19 +73,36 @@ impl HttpService for Service {
         Box::pin(async move {
             let is_put = request.method().as_str() == "PUT";
             self.counters.http_request();
-            let client = if is_put { &self.writes } else { &self.reads };
+            let reads = self.reads.lock().expect("no panic while held").clone();
+            let client = if is_put { &self.writes } else { &reads.client };
             match client.execute(request).await {
                 Ok(response) => {
                     self.answered.store(true, Ordering::Relaxed);
                     Ok(correct_answer(response))
                 }
-                Err(error) => Err(self.correct_error(error, is_put)),
+                Err(error) => {
+                    if !is_put && error.kind() == HttpErrorKind::Timeout {
+                        self.replace_reads(reads.generation);
+                    }
+                    Err(self.correct_error(error, is_put))
+                }
             }
         })
     }
 }
 
 impl Service {
+    /// Leaves the connections of `generation` to whoever waits on them and begins with none: a retry must not find
+    /// another dead one in the pool and wait as long again.
+    fn replace_reads(&self, generation: u64) {
+        let mut reads = self.reads.lock().expect("no panic while held");
+        if reads.generation == generation
+            && let Ok(client) = ReqwestConnector::default().connect(&self.read_options)
+        {
+            *reads = Pool { client, generation: generation + 1 };
+        }
+    }
+
     fn correct_error(&self, error: HttpError, is_put: bool) -> HttpError {
         let text = chain_text(&error);
         let hopeless = is_tls_to_plain(&text) || text.contains("certificate") || self.is_given_up(&error);

@@ -64,7 +64,7 @@ pub struct S3Options {
     /// `AWS_*` variables that say where a machine's own credentials come from (web identity,
     /// container); used without keys only. See [`AMBIENT_VARIABLES`].
     pub ambient: Vec<(String, String)>,
-    /// How often a request is repeated.
+    /// How often a request is repeated; by default time alone decides.
     pub retries_max: usize,
     /// How long after its start a request is still repeated; below 5 minutes, because a repeated
     /// request keeps its signature.
@@ -89,12 +89,13 @@ impl Default for S3Options {
             addressing: Addressing::Auto,
             allow_anonymous: false,
             ambient: Vec::new(),
-            retries_max: 10,
+            retries_max: 10_000,
             retry_budget: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(10),
             // 16 MiB at 1 Mbit/s take 134 s; peers that are gone are found by TCP in 30 s.
             request_timeout: Duration::from_secs(300),
-            stall_timeout: Duration::from_secs(30),
+            // A third of what a mount waits: a dead connection leaves time for two others.
+            stall_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -205,10 +206,12 @@ fn text(secret: &Secret, what: &str) -> Result<String, String> {
 
 fn retry(options: &S3Options) -> RetryConfig {
     RetryConfig {
+        // Each pause is drawn from the first to `base` times the one before: with less than 3 they do not grow. The
+        // longest is how late the end of an outage is noticed.
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(15),
-            base: 2.,
+            max_backoff: Duration::from_secs(5),
+            base: 4.,
         },
         max_retries: options.retries_max,
         retry_timeout: options.retry_budget,
