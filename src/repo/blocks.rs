@@ -40,6 +40,14 @@ enum Block {
 }
 
 impl Block {
+    /// Tells whether it is there or on its way: a request that has failed is neither, until it is cleared away.
+    fn is_coming(&self) -> bool {
+        match self {
+            Self::Ready(_) => true,
+            Self::Loading { request, .. } => !matches!(request.peek(), Some(Err(_))),
+        }
+    }
+
     /// Waits for the bytes of block `number`.
     async fn bytes(self, number: u32) -> Result<Bytes, RepoError> {
         match self {
@@ -63,6 +71,12 @@ struct State {
     /// Where packs end, as far as that is known: blocks from here on do not exist.
     ends: LruCache<PackId, u32>,
     bytes: usize,
+}
+
+impl State {
+    fn is_coming(&self, pack: PackId, number: u32) -> bool {
+        self.blocks.peek(&(pack, number)).is_some_and(Block::is_coming)
+    }
 }
 
 /// The block cache.
@@ -96,12 +110,16 @@ impl Blocks {
     /// [`RepoError::Store`].
     pub async fn read(&self, pack: PackId, range: Range<u64>) -> Result<Bytes, RepoError> {
         let (first, last) = blocks_of(&range);
-        let parts = self.ask(pack, first, last, true);
+        let (parts, under_way) = self.ask(pack, first, last, true);
         let single = first == last;
         let room = if single { 0 } else { usize::try_from(range.end - range.start).unwrap_or(0) };
         let mut out = BytesMut::with_capacity(room);
         for (number, part) in (first..=last).zip(parts) {
-            let block = part.bytes(number).await?;
+            let block = match part.bytes(number).await {
+                // Begun for somebody else, maybe long ago: it failed on his time. This one is begun now.
+                Err(_) if under_way.contains(&number) => self.again(pack, number).await?,
+                block => block?,
+            };
             let start = u64::from(number) * BLOCK_BYTES;
             let from = range.start.saturating_sub(start).min(block.len() as u64);
             let to = (range.end - start).min(block.len() as u64);
@@ -115,16 +133,26 @@ impl Blocks {
         Ok(out.freeze())
     }
 
+    /// Reads one block after a request for it that others had begun failed.
+    async fn again(&self, pack: PackId, number: u32) -> Result<Bytes, RepoError> {
+        let (parts, _) = self.ask(pack, number, number, false);
+        let part = parts.into_iter().next().expect("one block was asked for");
+        part.bytes(number).await
+    }
+
     /// Begins to fetch `range` of a pack, and returns at once.
     pub fn prefetch(&self, pack: PackId, range: &Range<u64>) {
         let (first, last) = blocks_of(range);
         let _ = self.ask(pack, first, last, false);
     }
 
-    /// Returns the blocks `first..=last`, ready or on their way, and sends for those that are missing.
-    fn ask(&self, pack: PackId, first: u32, last: u32, follow: bool) -> Vec<Block> {
+    /// Returns the blocks `first..=last`, ready or on their way, and sends for those that are missing; and which of them
+    /// were on their way already.
+    fn ask(&self, pack: PackId, first: u32, last: u32, follow: bool) -> (Vec<Block>, Vec<u32>) {
         let mut state = self.state.lock().expect("no panic while held");
-        let missing = (first..=last).any(|n| !state.blocks.contains(&(pack, n)));
+        let is_loading = |n: u32| matches!(state.blocks.peek(&(pack, n)), Some(Block::Loading { .. }));
+        let under_way = (first..=last).filter(|n| is_loading(*n) && state.is_coming(pack, *n)).collect();
+        let missing = (first..=last).any(|n| !state.is_coming(pack, n));
         let mut until = last + 1;
         if follow {
             until = readahead(&mut state, pack, first, last, missing);
@@ -132,13 +160,12 @@ impl Blocks {
         if missing || until > last + 1 {
             self.send_for(&mut state, pack, first, until);
         }
-        (first..=last)
-            .map(|n| match state.blocks.get(&(pack, n)) {
-                Some(Block::Ready(bytes)) => Block::Ready(bytes.clone()),
-                Some(Block::Loading { request, first }) => Block::Loading { request: request.clone(), first: *first },
-                None => Block::Ready(Bytes::new()),
-            })
-            .collect()
+        let block = |n| match state.blocks.get(&(pack, n)) {
+            Some(Block::Ready(bytes)) => Block::Ready(bytes.clone()),
+            Some(Block::Loading { request, first }) => Block::Loading { request: request.clone(), first: *first },
+            None => Block::Ready(Bytes::new()),
+        };
+        ((first..=last).map(block).collect(), under_way)
     }
 
     /// Sends requests for the blocks in `first..until` that are neither here nor on their way.
@@ -146,12 +173,12 @@ impl Blocks {
         let until = until.min(state.ends.get(&pack).copied().unwrap_or(u32::MAX));
         let mut n = first;
         while n < until {
-            if state.blocks.contains(&(pack, n)) {
+            if state.is_coming(pack, n) {
                 n += 1;
                 continue;
             }
             let mut end = n + 1;
-            while end < until && end - n < REQUEST_BLOCKS_MAX && !state.blocks.contains(&(pack, end)) {
+            while end < until && end - n < REQUEST_BLOCKS_MAX && !state.is_coming(pack, end) {
                 end += 1;
             }
             let request = self.request(pack, n, end);
@@ -178,10 +205,13 @@ impl Blocks {
 
     /// Waits for a request and keeps what it brought.
     async fn settle(self, pack: PackId, numbers: Range<u32>, request: Request) {
-        let answer = request.await;
+        let answer = request.clone().await;
         let mut state = self.state.lock().expect("no panic while held");
-        for number in numbers.clone() {
-            state.blocks.pop(&(pack, number));
+        for key in numbers.clone().map(|number| (pack, number)) {
+            // Where it failed, another may be under way already.
+            if matches!(state.blocks.peek(&key), Some(Block::Loading { request: r, .. }) if r.ptr_eq(&request)) {
+                state.blocks.pop(&key);
+            }
         }
         let Ok(bytes) = answer else { return };
         for number in numbers.clone() {

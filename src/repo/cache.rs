@@ -1,7 +1,8 @@
 //! A cache bounded in bytes whose entries are loaded once however many ask at the same time.
 //!
-//! Nothing stale can be in it: objects are immutable. A failed load is forgotten, so the next read tries again. A load
-//! goes on as long as anybody waits for it.
+//! Nothing stale can be in it: objects are immutable. A failed load is forgotten, so the next read tries again; who had
+//! joined a load that failed of the store tries again himself, since it began, and ended, on somebody else's time. A
+//! load goes on as long as anybody waits for it.
 
 use std::future::Future;
 use std::hash::Hash;
@@ -66,35 +67,42 @@ impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
     where
         F: Future<Output = Result<V, RepoError>> + Send + 'static,
     {
-        let loading = {
-            let mut state = self.state.lock().expect("no panic while held");
-            match state.slots.get(&key) {
-                Some(Slot::Ready(value)) => return Ok(value.clone()),
-                Some(Slot::Loading(loading)) => loading.clone(),
-                None => {
-                    let future = load();
-                    let loading = async move { future.await.map(Arc::new) }.boxed().shared();
-                    state.slots.put(key.clone(), Slot::Loading(loading.clone()));
-                    loading
+        let mut load = Some(load);
+        loop {
+            let (loading, joined) = {
+                let mut state = self.state.lock().expect("no panic while held");
+                match state.slots.get(&key) {
+                    Some(Slot::Ready(value)) => return Ok(value.clone()),
+                    Some(Slot::Loading(loading)) => (loading.clone(), true),
+                    None => {
+                        let future = load.take().expect("a load of one's own is the last round")();
+                        let loading = async move { future.await.map(Arc::new) }.boxed().shared();
+                        state.slots.put(key.clone(), Slot::Loading(loading.clone()));
+                        (loading, false)
+                    }
                 }
+            };
+            let result = loading.clone().await;
+            self.settle(&key, &loading, &result);
+            match result {
+                // Begun before he asked, and given up when its own time was over: not yet his answer.
+                Err(RepoError::Store(_)) if joined => {}
+                result => return result,
             }
-        };
-        let result = loading.await;
-        self.settle(key, &result);
-        result
+        }
     }
 
     /// Turns a finished load into a value; the first waiter to come does it, the others find it done.
-    fn settle(&self, key: K, result: &Result<Arc<V>, RepoError>) {
+    fn settle(&self, key: &K, loading: &Loading<V>, result: &Result<Arc<V>, RepoError>) {
         let mut state = self.state.lock().expect("no panic while held");
-        if !matches!(state.slots.peek(&key), Some(Slot::Loading(_))) {
+        if !matches!(state.slots.peek(key), Some(Slot::Loading(current)) if current.ptr_eq(loading)) {
             return;
         }
         match result {
-            Err(_) => drop(state.slots.pop(&key)),
+            Err(_) => drop(state.slots.pop(key)),
             Ok(value) => {
                 state.bytes += value.weight();
-                state.slots.put(key, Slot::Ready(value.clone()));
+                state.slots.put(key.clone(), Slot::Ready(value.clone()));
                 self.shrink(&mut state);
             }
         }
@@ -144,6 +152,19 @@ mod tests {
         let all = futures::future::join_all((0..5).map(|_| cache.get(1, load(true)))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(loads.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn who_joined_a_load_that_the_store_failed_tries_himself() {
+        let cache = Cache::<u32, Vec<u8>>::new(100);
+        let first = cache.get(1, || async {
+            tokio::task::yield_now().await;
+            Err(crate::store::StoreError::NotFound { name: "x".into(), store: "s".into() }.into())
+        });
+        let second = cache.get(1, || async { Ok(vec![1]) });
+        let (first, second) = futures::join!(first, second);
+        assert!(first.is_err());
+        assert_eq!(second.map(|value| value.len()).ok(), Some(1));
     }
 
     #[tokio::test]

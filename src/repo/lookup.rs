@@ -4,8 +4,10 @@
 //! lies in packs that are about to be deleted counts as absent.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use super::crypto::Keys;
 use super::error::RepoError;
@@ -15,10 +17,13 @@ use super::layout;
 use super::pack::PackKind;
 use super::pending::{PENDING_BYTES_MAX, PendingList};
 use super::tree::Placed;
+use crate::env::Clock;
 use crate::store::Store;
 
 /// Index runs fetched at once.
 const FETCHES: usize = 16;
+/// A reader does not load the index again sooner: what it does not explain is mostly damage, and stays so.
+const RELOAD_MS_MIN: i64 = 10_000;
 
 /// All index runs of a kloset.
 #[derive(Debug, Default)]
@@ -74,6 +79,94 @@ async fn load_run(store: &Store, keys: &Keys, id: RunId) -> Result<Option<(RunId
     let run =
         IndexRun::open(&keys.index_key(), keys.kloset(), id, &object).map_err(|e| RepoError::damaged(&name, e))?;
     Ok(Some((id, run)))
+}
+
+/// The index as a reader wants it: loaded when a location fails, and again when a failure is not explained by it.
+pub struct Relocations {
+    store: Store,
+    keys: Arc<Keys>,
+    clock: Clock,
+    state: Mutex<State>,
+}
+
+/// The index as it was at its `generation`-th loading.
+#[derive(Clone)]
+pub struct Loaded {
+    /// The index.
+    pub index: Arc<Index>,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct State {
+    loaded: Option<(Loaded, i64)>,
+    loading: Option<Loading>,
+}
+
+type Loading = Shared<BoxFuture<'static, Result<Arc<Index>, RepoError>>>;
+
+impl Relocations {
+    /// Returns what has loaded nothing yet.
+    #[must_use]
+    pub fn new(store: Store, keys: Arc<Keys>, clock: Clock) -> Self {
+        Self { store, keys, clock, state: Mutex::default() }
+    }
+
+    /// Returns the index, a newer one than `tried` if that has been given; `None` if it is too soon for another.
+    ///
+    /// It is loaded once however many ask.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn newer(&self, tried: Option<&Loaded>) -> Result<Option<Loaded>, RepoError> {
+        loop {
+            let now = self.clock.unix_ms();
+            let (loading, joined) = {
+                let mut state = self.lock();
+                match &state.loaded {
+                    Some((loaded, _)) if tried.is_none_or(|tried| tried.generation < loaded.generation) => {
+                        return Ok(Some(loaded.clone()));
+                    }
+                    Some((_, unix_ms)) if (0..RELOAD_MS_MIN).contains(&now.saturating_sub(*unix_ms)) => {
+                        return Ok(None);
+                    }
+                    _ => {}
+                }
+                let joined = state.loading.is_some();
+                (state.loading.get_or_insert_with(|| self.load()).clone(), joined)
+            };
+            let result = loading.clone().await;
+            self.settle(&loading, &result, now);
+            match result {
+                // Begun by somebody else, who may have given it up long ago.
+                Err(RepoError::Store(_)) if joined => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Keeps what was loaded; the first of those who waited does it, the others find it done.
+    fn settle(&self, loading: &Loading, result: &Result<Arc<Index>, RepoError>, unix_ms: i64) {
+        let mut state = self.lock();
+        if !state.loading.as_ref().is_some_and(|current| current.ptr_eq(loading)) {
+            return;
+        }
+        state.loading = None;
+        if let Ok(index) = result {
+            let generation = state.loaded.as_ref().map_or(0, |loaded| loaded.0.generation) + 1;
+            state.loaded = Some((Loaded { index: index.clone(), generation }, unix_ms));
+        }
+    }
+
+    fn load(&self) -> Loading {
+        let (store, keys) = (self.store.clone(), self.keys.clone());
+        async move { Index::load(&store, &keys).await.map(Arc::new) }.boxed().shared()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
 }
 
 /// Reads which packs await deletion.

@@ -149,7 +149,7 @@ impl Repo {
     /// Returns a reader whose caches take at most about `memory_bytes`.
     #[must_use]
     pub fn reader(&self, memory_bytes: usize) -> Reader {
-        Reader::new(self.store.clone(), self.keys.clone(), self.cpu.clone(), memory_bytes)
+        Reader::new(self, memory_bytes)
     }
 
     /// Lists the snapshots, oldest first: one listing, nothing is opened.

@@ -1,6 +1,7 @@
 //! Reading: from a reference to checked bytes.
 //!
-//! References carry locations, so nothing here loads the index until a location no longer holds. Whatever is returned
+//! References carry locations, so nothing here loads the index until a location no longer holds; then it is asked where
+//! the chunk is now, and loaded again when it does not know, since a reader may outlive many prunes. Whatever is returned
 //! has passed its seal and its keyed id. Packs of trees are fetched whole; packs of data in blocks with readahead along
 //! the pack. Clones share the caches.
 
@@ -9,14 +10,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::OnceCell;
 
+use super::Repo;
 use super::blocks::Blocks;
 use super::cache::{Cache, Weigh};
 use super::crypto::Keys;
 use super::error::RepoError;
 use super::id::{ChunkId, PackId};
-use super::lookup::Index;
+use super::lookup::Relocations;
 use super::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
 use super::tree::{self, ChunkRef, Data, FileContent, Location, Page, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Cpu;
@@ -35,7 +36,7 @@ struct Inner {
     tree_packs: Cache<PackId, TreePack>,
     pages: Cache<TreeRef, Page>,
     lists: Cache<TreeRef, ContentList>,
-    index: OnceCell<Index>,
+    moved: Relocations,
 }
 
 /// An opened frame and which of its chunks have been checked against their ids.
@@ -112,7 +113,8 @@ fn node_weight(node: &tree::Node) -> usize {
 impl Reader {
     /// Returns a reader whose caches hold at most about `memory_bytes`.
     #[must_use]
-    pub fn new(store: Store, keys: Arc<Keys>, cpu: Cpu, memory_bytes: usize) -> Self {
+    pub fn new(repo: &Repo, memory_bytes: usize) -> Self {
+        let (store, keys) = (repo.store.clone(), repo.keys.clone());
         let part = |share: usize| memory_bytes / 8 * share;
         Self(Arc::new(Inner {
             blocks: Blocks::new(store.clone(), part(2)),
@@ -120,10 +122,10 @@ impl Reader {
             tree_packs: Cache::new(part(2)),
             pages: Cache::new(part(1)),
             lists: Cache::new(part(1)),
-            index: OnceCell::new(),
+            moved: Relocations::new(store.clone(), keys.clone(), repo.env.clock.clone()),
             store,
             keys,
-            cpu,
+            cpu: repo.cpu.clone(),
         }))
     }
 
@@ -280,14 +282,25 @@ impl Reader {
         if !matches!(error, RepoError::Damaged { .. }) {
             return Err(error);
         }
-        let index = self.0.index.get_or_try_init(|| Index::load(&self.0.store, &self.0.keys)).await;
-        let Ok(index) = index else { return Err(error) };
-        for placed in index.places(wanted.id).filter(|p| p.location.pack != tried && p.bytes == wanted.bytes) {
-            if let Ok(raw) = self.chunk_at(wanted, &placed.location).await {
-                return Ok(raw);
+        let (mut tried, mut index) = (vec![tried], None);
+        loop {
+            let loaded = match self.0.moved.newer(index.as_ref()).await {
+                Ok(Some(loaded)) => loaded,
+                // It is not known that the chunk is lost: the index could not be asked.
+                Err(outage @ RepoError::Store(_)) => return Err(outage),
+                Ok(None) | Err(_) => return Err(error),
+            };
+            for placed in loaded.index.places(wanted.id).filter(|placed| placed.bytes == wanted.bytes) {
+                if tried.contains(&placed.location.pack) {
+                    continue;
+                }
+                match self.chunk_at(wanted, &placed.location).await {
+                    Err(RepoError::Damaged { .. }) => tried.push(placed.location.pack),
+                    outcome => return outcome,
+                }
             }
+            index = Some(loaded);
         }
-        Err(error)
     }
 
     /// Begins to fetch what a chunk needs, and returns at once.

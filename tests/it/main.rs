@@ -16,6 +16,7 @@ mod fixtures;
 mod kill;
 mod model;
 mod mount;
+mod moved;
 mod requests;
 mod restore;
 mod roundtrip;

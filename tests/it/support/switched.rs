@@ -149,6 +149,17 @@ impl Kloset {
         });
     }
 
+    /// Deletes every pack that is `bytes` long or more.
+    pub(crate) fn delete_packs(&self, bytes: u64) {
+        self.runtime.block_on(async {
+            let packs: Vec<ObjectMeta> =
+                self.objects.inner.list(Some(&ObjectPath::from("packs"))).try_collect().await.unwrap();
+            for pack in packs.into_iter().filter(|pack| pack.size >= bytes) {
+                self.objects.inner.delete(&pack.location).await.unwrap();
+            }
+        });
+    }
+
     /// Requests so far.
     pub(crate) fn requests(&self) -> u64 {
         let counts = self.repo.store.counts();
