@@ -4,13 +4,14 @@
 //! returns when the mount can be used. The one that serves is below, in [`super::serve`].
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::args::Global;
 use super::exit::{CliError, Exit};
 use super::kloset::{Kloset, slot_secret};
-use super::mount_options::MountOptions;
+use super::mount_options::{MountOptions, Refresh, parse_timeout};
 use super::output::Output;
 use super::repository::ResolvedRepository;
 use super::secret::Ask;
@@ -20,8 +21,8 @@ use crate::store::StoreLocation;
 
 /// Shows all snapshots, or one, as read-only folders.
 ///
-/// Returns when the folder can be used; the mount goes on in the background until `umount`, SIGTERM or the end of the
-/// session. Its log goes to --log-file, else to kloset-mount/mount.log in $XDG_STATE_HOME or ~/.local/state.
+/// Returns when the folder can be used; the mount goes on in the background until `umount` or SIGTERM. SIGHUP makes it
+/// look for new snapshots at once. Its log goes to --log-file, else to kloset-mount/mount.log in $XDG_STATE_HOME or ~/.local/state.
 #[derive(Debug, Args)]
 #[command(override_usage = "kloset-mount mount [OPTIONS] [SNAPSHOT] <MOUNTPOINT>")]
 pub(crate) struct MountArgs {
@@ -37,6 +38,12 @@ pub(crate) struct MountArgs {
     /// Lets other users look in as well; modes and owners are enforced.
     #[arg(long)]
     pub allow_other: bool,
+    /// How old the list of snapshots may be for who looks at it, in seconds, or never to read it again; 10 by default.
+    #[arg(long, value_name = "SECONDS", value_parser = Refresh::parse)]
+    pub refresh: Option<Refresh>,
+    /// How long a read waits for the store before it is an error, in seconds; 60 by default.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    pub timeout: Option<Duration>,
     /// File for the log of a mount in the background.
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -46,6 +53,20 @@ pub(crate) struct MountArgs {
 }
 
 impl MountArgs {
+    /// How long a request may wait for the store.
+    pub(crate) fn timeout(&self, options: &MountOptions) -> Duration {
+        self.timeout.or(options.timeout).unwrap_or(fs::fuse::TIMEOUT_DEFAULT)
+    }
+
+    /// How old the list of snapshots may be; `None` for any age.
+    pub(crate) fn refresh(&self, options: &MountOptions) -> Option<Duration> {
+        match self.refresh.or(options.refresh) {
+            Some(Refresh::Never) => None,
+            Some(Refresh::After(age)) => Some(age),
+            None => Some(fs::listing::REFRESH_DEFAULT),
+        }
+    }
+
     /// The snapshot, if one is given, and the folder.
     pub(crate) fn target(&self) -> Result<(Option<&str>, &PathBuf), CliError> {
         match self.words.as_slice() {
@@ -63,7 +84,9 @@ impl MountArgs {
 pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let (_, mountpoint) = args.target()?;
     let options = MountOptions::parse(&args.options)?;
-    let resolved = ResolvedRepository::resolve(global)?;
+    let mut resolved = ResolvedRepository::resolve(global)?;
+    // A request is repeated for as long as somebody may be waiting for it.
+    resolved.s3.retry_budget = resolved.s3.retry_budget.max(args.timeout(&options));
     // Before anybody is asked for a passphrase.
     fs::mount::check(mountpoint, folder(&resolved).as_deref())?;
     let is_child = background::is_child(global);

@@ -4,6 +4,8 @@
 //! (a misspelt `allow_other`) costs more. `rw` is no mistake: mount(8) adds it wherever fstab does
 //! not say `ro`. It does not know how mounting is done.
 
+use std::time::Duration;
+
 use super::exit::CliError;
 
 /// What `-o` asks for.
@@ -23,6 +25,43 @@ pub(crate) struct MountOptions {
     pub gid: Option<u32>,
     /// Name to show as the device in `df` and /proc/mounts.
     pub fsname: Option<String>,
+    /// How fresh the list of snapshots is to be.
+    pub refresh: Option<Refresh>,
+    /// How long a request may wait for the store.
+    pub timeout: Option<Duration>,
+}
+
+/// When the list of snapshots is read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refresh {
+    /// When somebody looks and it is older than this.
+    After(Duration),
+    /// When SIGHUP comes.
+    Never,
+}
+
+/// The longest age: a day.
+const REFRESH_SECONDS_MAX: u64 = 24 * 3600;
+/// The longest wait: a request that is repeated keeps its signature, which some stores accept for five minutes.
+const TIMEOUT_SECONDS_MAX: u64 = 240;
+
+impl Refresh {
+    /// Parses a number of seconds, or `never`.
+    pub(crate) fn parse(text: &str) -> Result<Refresh, String> {
+        match (text, text.parse()) {
+            ("never", _) => Ok(Refresh::Never),
+            (_, Ok(seconds @ 1..=REFRESH_SECONDS_MAX)) => Ok(Refresh::After(Duration::from_secs(seconds))),
+            _ => Err(format!("write seconds, 1 to {REFRESH_SECONDS_MAX}, or never")),
+        }
+    }
+}
+
+/// Parses how many seconds a request may wait for the store.
+pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=TIMEOUT_SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("write seconds, 1 to {TIMEOUT_SECONDS_MAX}")),
+    }
 }
 
 /// Options for mount(8), systemd and fstab themselves, and those that say what is so anyway.
@@ -53,7 +92,8 @@ const NOT_OURS: [&str; 24] = [
     "nodiratime",
 ];
 
-const OURS: &str = "allow_other, allow_root, default_permissions, noexec, uid=N, gid=N, fsname=TEXT";
+const OURS: &str = "allow_other, allow_root, default_permissions, noexec, uid=N, gid=N, fsname=TEXT, refresh=SECONDS|never, \
+    timeout=SECONDS";
 
 impl MountOptions {
     /// Parses the values of all `-o`, each a list separated by commas.
@@ -78,6 +118,8 @@ impl MountOptions {
             ("uid", Some(value)) => self.uid = Some(number(option, value)?),
             ("gid", Some(value)) => self.gid = Some(number(option, value)?),
             ("fsname", Some(value)) => self.fsname = Some(value.to_owned()),
+            ("refresh", Some(value)) => self.refresh = Some(Refresh::parse(value).map_err(|e| wrong(option, &e))?),
+            ("timeout", Some(value)) => self.timeout = Some(parse_timeout(value).map_err(|e| wrong(option, &e))?),
             ("" | "subtype" | "comment", _) => {}
             (name, None) if NOT_OURS.contains(&name) => {}
             (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
@@ -92,8 +134,11 @@ impl MountOptions {
 }
 
 fn number(option: &str, value: &str) -> Result<u32, CliError> {
-    let wrong = |_| CliError::usage(format!("mount option {option:?}: {value:?} is not a number"));
-    value.parse().map_err(wrong)
+    value.parse().map_err(|_| wrong(option, &format!("{value:?} is not a number")))
+}
+
+fn wrong(option: &str, problem: &str) -> CliError {
+    CliError::usage(format!("mount option {option:?}: {problem}"))
 }
 
 #[cfg(test)]
@@ -121,8 +166,27 @@ mod tests {
     }
 
     #[test]
+    fn how_fresh_and_how_long_are_followed() {
+        let options = parse(&["refresh=3,timeout=2"]).unwrap();
+        assert_eq!(options.refresh, Some(Refresh::After(Duration::from_secs(3))));
+        assert_eq!(options.timeout, Some(Duration::from_secs(2)));
+        assert_eq!(parse(&["refresh=never"]).unwrap().refresh, Some(Refresh::Never));
+    }
+
+    #[test]
     fn unknown_ones_are_named() {
-        for option in ["allow_ohter", "uid", "uid=me", "allow_other=1", "ro=1"] {
+        for option in [
+            "refresh=0",
+            "refresh",
+            "timeout=0",
+            "timeout=241",
+            "timeout=never",
+            "allow_ohter",
+            "uid",
+            "uid=me",
+            "allow_other=1",
+            "ro=1",
+        ] {
             let error = parse(&[&format!("ro,{option}")]).unwrap_err();
             assert!(error.message.contains(option), "{error}");
             assert_eq!(error.exit, Exit::Usage);

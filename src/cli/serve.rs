@@ -1,8 +1,8 @@
 //! Serving a mount until somebody ends it.
 //!
-//! SIGTERM, SIGINT and SIGHUP take the mount away; where a program is still in it, it is taken out of sight at once and
-//! this process goes on until the last file in it is closed. A second signal ends it there and then. `umount` and
-//! `fusermount3 -u` from outside end it too. Each of these is a good end.
+//! SIGTERM and SIGINT take the mount away; where a program is still in it, it is taken out of sight at once and this
+//! process goes on until the last file in it is closed. A second one ends it there and then. `umount` and
+//! `fusermount3 -u` from outside end it too. Each of these is a good end. SIGHUP lists the snapshots.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -18,7 +18,7 @@ use super::mount::MountArgs;
 use super::mount_options::MountOptions;
 use super::output::Output;
 use crate::fs::mount::Unmounter;
-use crate::fs::{self, MountError, Mounted, ViewOptions};
+use crate::fs::{self, MountError, Mounted, View, ViewOptions};
 
 /// The kernel and this process have so long to show the root, which needs no store.
 const ROOT_WAIT: Duration = Duration::from_secs(20);
@@ -47,7 +47,7 @@ pub(crate) fn serve(
         };
         let mut signals = Signals::new()?;
         let mounted = mount(kloset, serving).await?;
-        let unmounter = mounted.unmounter();
+        let (unmounter, view) = (mounted.unmounter(), mounted.view.clone());
         let told = match &log {
             Some(log) => background::detach(log),
             None => background::tell(&mounted.mountpoint, out).and_then(|()| out.flush()),
@@ -58,7 +58,7 @@ pub(crate) fn serve(
         }
         notify(global, "READY=1");
         let served = tokio::task::spawn_blocking(move || mounted.wait());
-        let ended = wait(served, &mut signals, &unmounter).await;
+        let ended = wait(served, &mut signals, &unmounter, &view).await;
         notify(global, "STOPPING=1");
         ended
     })
@@ -75,11 +75,12 @@ async fn mount(kloset: &Kloset, serving: &Serving<'_>) -> Result<Mounted, CliErr
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let memory_bytes = usize::try_from(serving.args.memory_limit).unwrap_or(usize::MAX);
     let options = fs::MountOptions {
-        view: ViewOptions { only, memory_bytes, owner, uid, gid },
+        view: ViewOptions { only, memory_bytes, refresh: serving.args.refresh(serving.options), owner, uid, gid },
         source: fsname.unwrap_or_else(|| format!("kloset:{}", kloset.resolved.label())),
         allow_other: allow_other || serving.args.allow_other,
         allow_root,
         noexec,
+        timeout: serving.args.timeout(serving.options),
         kloset_folder: super::mount::folder(&kloset.resolved),
     };
     let runtime = kloset.runtime.handle().clone();
@@ -102,21 +103,28 @@ async fn wait(
     mut served: tokio::task::JoinHandle<std::io::Result<()>>,
     signals: &mut Signals,
     unmounter: &Unmounter,
+    view: &View,
 ) -> Result<Exit, CliError> {
     let mut is_detached = false;
     loop {
-        tokio::select! {
+        let Signals { terminate, interrupt, hangup } = &mut *signals;
+        let asked_to_end = tokio::select! {
             ended = &mut served => return match ended {
                 Ok(Ok(())) => Ok(Exit::Done),
                 Ok(Err(error)) => Err(CliError::failed(format!("serving the mount: {error}"))),
                 Err(error) => Err(CliError::failed(format!("serving the mount: {error}"))),
             },
-            () = signals.next() => {
-                if is_detached {
-                    return Ok(Exit::Done); // the kernel ends what is still open with an error
-                }
-                is_detached = end(unmounter).await?;
-            }
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+            _ = hangup.recv() => false,
+        };
+        if !asked_to_end {
+            let view = view.clone();
+            tokio::spawn(async move { view.renew().await });
+        } else if is_detached {
+            return Ok(Exit::Done); // the kernel ends what is still open with an error
+        } else {
+            is_detached = end(unmounter).await?;
         }
     }
 }
@@ -135,22 +143,21 @@ async fn end(unmounter: &Unmounter) -> Result<bool, CliError> {
     Ok(done?)
 }
 
-/// The signals that end a mount.
-struct Signals([tokio::signal::unix::Signal; 3]);
+/// The signals that a mount listens to.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
 
 impl Signals {
     fn new() -> Result<Self, CliError> {
         let listen = |kind| signal(kind).map_err(|error| CliError::failed(format!("listening for signals: {error}")));
-        Ok(Self([listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?]))
-    }
-
-    async fn next(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-        }
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use lru::LruCache;
 use rustix::io::Errno;
@@ -46,8 +47,11 @@ pub enum FsError {
     #[error("the inode is not known")]
     Stale,
     /// The store did not answer in time.
-    #[error("no answer from the store in time")]
-    TimedOut,
+    #[error("no answer from the store within {} s: whoever asked got an input/output error", .0.as_secs())]
+    TimedOut(Duration),
+    /// Who asked is being killed.
+    #[error("the program that asked was killed")]
+    Interrupted,
 }
 
 impl FsError {
@@ -64,7 +68,8 @@ impl FsError {
             Self::BehindEnd => Errno::NXIO,
             Self::Stale => Errno::STALE,
             // As a disk that does not answer: ETIMEDOUT is not expected of read(2).
-            Self::TimedOut => Errno::IO,
+            Self::TimedOut(_) => Errno::IO,
+            Self::Interrupted => Errno::INTR,
         }
     }
 }
@@ -120,7 +125,7 @@ impl Reporter {
                     tracing::error!("{error}");
                 }
             }
-            FsError::Repo(RepoError::Store(_)) | FsError::TimedOut => {
+            FsError::Repo(RepoError::Store(_)) | FsError::TimedOut(_) => {
                 if self.is_store_line_due() {
                     tracing::warn!("{error}");
                 }

@@ -1,7 +1,7 @@
 //! The kernel's side: decodes a request, hands it to the view, replies.
 //!
-//! Promises that no thread of fuser ever waits for the store, that every request is answered within the deadline, and
-//! that everything which would change something is answered `EROFS`. Each operation is polled once in fuser's thread:
+//! Promises that no thread of fuser ever waits for the store, that every request is answered within the deadline or once
+//! its asker is killed, and that everything which would change something is answered `EROFS`. Each operation is polled once in fuser's thread:
 //! what is in memory is answered there; the rest goes on as a task of the runtime, with the reply. It decides nothing
 //! about files.
 
@@ -24,10 +24,11 @@ use tokio::runtime::Handle;
 use super::attr::{Attr, Kind};
 use super::errno::{FsError, Reporter};
 use super::view::{Found, Line, View};
+use super::wait::wait;
 use crate::repo::tree::Time;
 
-/// No request waits longer for the store; a program that hangs keeps a machine from sleeping.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+/// No request waits longer for the store, unless told otherwise; a program that hangs keeps a machine from sleeping.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// Requests that the kernel sends ahead of its readers: with readahead raised to 4 MiB, a few files' worth.
 const BACKGROUND_MAX: u16 = 64;
 /// The longest read: what the kernel takes at most in one request.
@@ -43,18 +44,20 @@ pub struct Fuse {
     view: View,
     runtime: Handle,
     reporter: Arc<Reporter>,
+    timeout: Duration,
 }
 
 impl Fuse {
-    /// Serves `view`; what waits for the store waits on `runtime`.
+    /// Serves `view`; what waits for the store waits on `runtime`, for `timeout` at most.
     #[must_use]
-    pub fn new(view: View, runtime: Handle, reporter: Reporter) -> Self {
-        Self { view, runtime, reporter: Arc::new(reporter) }
+    pub fn new(view: View, runtime: Handle, reporter: Reporter, timeout: Duration) -> Self {
+        Self { view, runtime, reporter: Arc::new(reporter), timeout }
     }
 
     /// Replies with the outcome of `work`, now if it is ready, else when it is.
     fn answer<T: Send + 'static>(
         &self,
+        request: &Request,
         work: impl Future<Output = Result<T, FsError>> + Send + 'static,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
@@ -68,10 +71,10 @@ impl Fuse {
         // A panic must not take fuser's thread with it; the reply, dropped, says EIO.
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut context))) {
             Ok(Poll::Ready(result)) => finish(result),
-            Ok(Poll::Pending) => drop(tokio::spawn(async move {
-                let result = tokio::time::timeout(DEADLINE, work).await;
-                finish(result.unwrap_or(Err(FsError::TimedOut)));
-            })),
+            Ok(Poll::Pending) => {
+                let (timeout, asker) = (self.timeout, request.pid());
+                tokio::spawn(async move { finish(wait(work, timeout, asker).await) });
+            }
             Err(_) => {}
         }
     }
@@ -100,10 +103,10 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (view, name) = (self.view.clone(), name.as_bytes().to_vec());
         let work = async move { view.lookup(parent.0, &name).await };
-        self.answer(work, |found| match found {
+        self.answer(request, work, |found| match found {
             Ok(Found { attr: Some(attr), ttl }) => reply.entry(&ttl, &file_attr(&attr), GENERATION),
             // Inode number 0 says: no such name, and that may be kept.
             Ok(Found { attr: None, ttl }) => reply.entry(&ttl, &absent(), GENERATION),
@@ -115,17 +118,17 @@ impl Filesystem for Fuse {
         self.view.forget(inode.0, lookups);
     }
 
-    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let view = self.view.clone();
-        self.answer(async move { view.getattr(inode.0).await }, |shown| match shown {
+        self.answer(request, async move { view.getattr(inode.0).await }, |shown| match shown {
             Ok(shown) => reply.attr(&shown.ttl, &file_attr(&shown.attr)),
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
         let view = self.view.clone();
-        self.answer(async move { view.readlink(inode.0).await }, |target| match target {
+        self.answer(request, async move { view.readlink(inode.0).await }, |target| match target {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         });
@@ -142,7 +145,7 @@ impl Filesystem for Fuse {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -152,7 +155,7 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         let view = self.view.clone();
-        self.answer(async move { view.read(inode.0, offset, size).await }, |bytes| match bytes {
+        self.answer(request, async move { view.read(inode.0, offset, size).await }, |bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
         });
@@ -166,7 +169,7 @@ impl Filesystem for Fuse {
         reply.opened(FileHandle(0), flags);
     }
 
-    fn readdir(&self, _request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, inode: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let view = self.view.clone();
         let work = async move {
             let mut any = false;
@@ -180,7 +183,7 @@ impl Filesystem for Fuse {
             Ok((reply, listed.map_err(|error| (error, any))))
         };
         let reporter = self.reporter.clone();
-        self.answer(work, move |done| match done {
+        self.answer(request, work, move |done| match done {
             Ok((reply, Ok(()) | Err((_, true)))) => reply.ok(),
             Ok((reply, Err((error, false)))) => reply.error(errno(&reporter, &error)),
             Err(_) => {} // the reply went with the work that took too long, and says EIO
@@ -189,7 +192,7 @@ impl Filesystem for Fuse {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -208,7 +211,7 @@ impl Filesystem for Fuse {
             Ok((reply, listed.map_err(|error| (error, any))))
         };
         let reporter = self.reporter.clone();
-        self.answer(work, move |done| match done {
+        self.answer(request, work, move |done| match done {
             Ok((reply, Ok(()) | Err((_, true)))) => reply.ok(),
             Ok((reply, Err((error, false)))) => reply.error(errno(&reporter, &error)),
             Err(_) => {} // the reply went with the work that took too long, and says EIO
@@ -221,20 +224,22 @@ impl Filesystem for Fuse {
         reply.statfs(space.blocks, 0, 0, space.files, 0, space.block_bytes, 255, space.block_bytes);
     }
 
-    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (view, name) = (self.view.clone(), name.as_bytes().to_vec());
         let work = async move { view.getxattr(inode.0, &name).await };
-        self.answer(work, move |value| reply_xattr(value, size, reply));
+        self.answer(request, work, move |value| reply_xattr(value, size, reply));
     }
 
-    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let view = self.view.clone();
-        self.answer(async move { view.listxattr(inode.0).await }, move |names| reply_xattr(names, size, reply));
+        self.answer(request, async move { view.listxattr(inode.0).await }, move |names| {
+            reply_xattr(names, size, reply);
+        });
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         offset: i64,
@@ -246,7 +251,7 @@ impl Filesystem for Fuse {
             return reply.error(Errno::EINVAL);
         }
         let view = self.view.clone();
-        self.answer(async move { view.seek(inode.0, offset, whence == SEEK_HOLE).await }, |at| match at {
+        self.answer(request, async move { view.seek(inode.0, offset, whence == SEEK_HOLE).await }, |at| match at {
             Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
             Err(errno) => reply.error(errno),
         });

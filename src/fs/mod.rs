@@ -1,8 +1,8 @@
 //! The mount: snapshots as read-only folders.
 //!
 //! [`view`] is the filesystem in plain async Rust, without a kernel; [`fuse`] decodes the kernel's requests, hands them
-//! over and replies; [`mod@mount`] puts it on a folder and takes it away. [`roots`] is the virtual top with [`names`] in
-//! it, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows,
+//! over and replies, after a wait bounded by [`wait`]; [`mod@mount`] puts it on a folder and takes it away. [`roots`] is
+//! the virtual top with [`names`] in it, [`listing`] how fresh it is, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows,
 //! [`readahead`] what to fetch before it is asked for, [`errno`] the one place where failures become numbers,
 //! [`mountinfo`] the kernel's table of mounts.
 
@@ -11,12 +11,14 @@ pub mod directory;
 pub mod errno;
 pub mod fuse;
 pub mod inodes;
+pub mod listing;
 pub mod mount;
 pub mod mountinfo;
 pub mod names;
 pub mod readahead;
 pub mod roots;
 pub mod view;
+pub mod wait;
 
 pub use errno::FsError;
 pub use mount::{MountError, MountOptions, Mounted, mount, unmount};

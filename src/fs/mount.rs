@@ -4,19 +4,22 @@
 //! about it, and that only our own mounts are ever taken away. As root it raises the kernel's readahead for this mount,
 //! since sequential reads come 128 KiB at a time otherwise. It knows no terminal and no signals.
 
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tokio::runtime::Handle;
 
 use super::errno::Reporter;
-use super::fuse::Fuse;
+use super::fuse::{Fuse, TIMEOUT_DEFAULT};
 use super::mountinfo::{self, MountInfo};
+use super::roots::Stale;
 use super::view::{View, ViewOptions};
 use crate::repo::{Repo, RepoError};
 
@@ -26,7 +29,7 @@ const THREADS_MAX: usize = 4;
 const READ_AHEAD_KIB: &str = "4096";
 
 /// How to mount.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct MountOptions {
     /// What the view shows.
     pub view: ViewOptions,
@@ -38,8 +41,24 @@ pub struct MountOptions {
     pub allow_root: bool,
     /// Programs do not run.
     pub noexec: bool,
+    /// No request waits longer for the store.
+    pub timeout: Duration,
     /// The folder of a kloset on this machine, which the mount must not hide.
     pub kloset_folder: Option<PathBuf>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            view: ViewOptions::default(),
+            source: String::new(),
+            allow_other: false,
+            allow_root: false,
+            noexec: false,
+            timeout: TIMEOUT_DEFAULT,
+            kloset_folder: None,
+        }
+    }
 }
 
 /// Why a mount cannot be made or taken away.
@@ -85,16 +104,31 @@ pub async fn mount(
     let mountpoint = check(mountpoint, options.kloset_folder.as_deref())?;
     let reporter = Reporter::new(repo.env.clock.clone());
     let view = View::new(repo, options.view.clone()).await?;
-    let fuse = Fuse::new(view.clone(), runtime, reporter);
+    let fuse = Fuse::new(view.clone(), runtime.clone(), reporter, options.timeout);
     let (at, config) = (mountpoint.clone(), config(options));
     let session = tokio::task::spawn_blocking(move || Session::new(fuse, at, &config)?.spawn()).await;
     let session = session.map_err(|error| MountError::Io("mounting", io::Error::other(error)))?;
     let session = session.map_err(|error| refused(&error, options))?;
+    let notifier = session.notifier();
+    view.on_change(move |stale| {
+        let notifier = notifier.clone();
+        // The kernel holds a folder's lock while it waits for a lookup there, and wants it for this.
+        runtime.spawn_blocking(move || drop_names(&notifier, &stale));
+    });
     let mounts = mountinfo::read().map_err(|error| MountError::Io("reading /proc/self/mountinfo", error))?;
     let device = mountinfo::at(&mounts, &mountpoint).map(|mount| mount.device.clone()).unwrap_or_default();
     // Only root may, and without it everything works, only slower.
     let _ = std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB);
     Ok(Mounted { session, mountpoint, view, device })
+}
+
+/// Has the kernel drop names that it may hold; it asks for them again when somebody looks.
+fn drop_names(notifier: &Notifier, stale: &[Stale]) {
+    for Stale { parent, name } in stale {
+        if let Err(error) = notifier.inval_entry(INodeNo(*parent), OsStr::new(&**name)) {
+            tracing::debug!("the kernel keeps {name:?} for its second: {error}");
+        }
+    }
 }
 
 impl Mounted {

@@ -10,19 +10,17 @@
 //!
 //! Each snapshot is one folder at one place and everything else are links to it: whoever walks the whole mount meets
 //! every file once. `snapshots/` and `ids/` need the listing only; `hosts/` and `tags/` open every manifest, when they
-//! are looked into. The listing is read again when it is older than ten seconds and somebody looks; who looks waits two
-//! seconds for that at most, and while the store does not answer the old one stands. It knows nothing of what is in a
-//! snapshot.
+//! are looked into. How fresh the listing is is decided in [`super::listing`]. It knows nothing of what is in a snapshot.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, Shared};
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 
 use super::errno::FsError;
 use super::inodes::NODE_BIT;
+use super::listing::{Listing, Need};
 use super::names::{Names, escape};
 use crate::repo::cache::{Cache, Weigh};
 use crate::repo::layout::SnapshotName;
@@ -31,12 +29,6 @@ use crate::repo::{Repo, RepoError};
 
 /// Inode number of the mount's root.
 pub const TOP: u64 = 1;
-/// A listing younger than this is good enough for who looks at what is in it.
-const LISTING_MS_MAX: i64 = 10_000;
-/// And this for who asks for a name that is not in it.
-const MISSING_MS_MAX: i64 = 1_000;
-/// How long a look at a folder waits for a new listing.
-const REFRESH_WAIT: Duration = Duration::from_secs(2);
 /// Manifests opened at once.
 const FETCHES: usize = 16;
 /// Memory for what is known of opened manifests: more only costs opening one again.
@@ -103,20 +95,23 @@ impl Weigh for Opened {
 #[derive(Clone)]
 pub struct Roots(Arc<Inner>);
 
+/// A name in a folder of the virtual top that no longer means what it did.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stale {
+    /// Inode number of the folder.
+    pub parent: u64,
+    /// The name.
+    pub name: Arc<str>,
+}
+
 struct Inner {
     repo: Repo,
+    listing: Listing,
     opened: Cache<SnapshotName, Opened>,
     state: Mutex<State>,
 }
 
-type Refresh = Shared<BoxFuture<'static, ()>>;
-
 struct State {
-    names: Arc<Names>,
-    listed_unix_ms: i64,
-    refresh: Option<Refresh>,
-    /// Whether the last refresh failed: the next failure is not told again.
-    failing: bool,
     roots: Vec<Root>,
     by_number: HashMap<u64, u32>,
     /// The largest snapshot opened so far, for `df`.
@@ -126,26 +121,37 @@ struct State {
 impl Roots {
     /// Lists the snapshots of a kloset: one request, whatever its size.
     ///
-    /// With `only`, that snapshot's root is the root of the mount and there is nothing else.
+    /// With `only`, that snapshot's root is the root of the mount and there is nothing else. `refresh` is how old the
+    /// listing may be; without, it is read again only by [`Roots::renew`].
     ///
     /// # Errors
     /// [`RepoError::Store`].
-    pub async fn new(repo: Repo, only: Option<SnapshotName>) -> Result<Self, RepoError> {
-        let (what, snapshots) = match only {
-            Some(name) => (What::Snapshot(name), vec![name]),
-            None => (What::Top, repo.snapshots().await?),
+    pub async fn new(repo: Repo, only: Option<SnapshotName>, refresh: Option<Duration>) -> Result<Self, RepoError> {
+        let (what, listing) = match only {
+            Some(name) => (What::Snapshot(name), Listing::only(repo.clone(), name)),
+            None => (What::Top, Listing::new(repo.clone(), refresh).await?),
         };
         let top = Root { number: TOP, parent: TOP, sequence: 0, name: "".into(), what };
-        let state = State {
-            names: Arc::new(Names::new(snapshots)),
-            listed_unix_ms: repo.env.clock.unix_ms(),
-            refresh: None,
-            failing: false,
-            roots: vec![top],
-            by_number: HashMap::from([(TOP, 0)]),
-            totals: (0, 0),
-        };
-        Ok(Self(Arc::new(Inner { repo, opened: Cache::new(OPENED_BYTES_MAX), state: Mutex::new(state) })))
+        let state = State { roots: vec![top], by_number: HashMap::from([(TOP, 0)]), totals: (0, 0) };
+        let opened = Cache::new(OPENED_BYTES_MAX);
+        Ok(Self(Arc::new(Inner { repo, listing, opened, state: Mutex::new(state) })))
+    }
+
+    /// Has `tell` called with what no longer holds after each change of the listing.
+    ///
+    /// It is called where requests of the kernel are waited for, so it must not wait for the kernel itself.
+    pub fn on_change(&self, tell: impl Fn(Vec<Stale>) + Send + Sync + 'static) {
+        let weak = Arc::downgrade(&self.0);
+        self.0.listing.on_change(Box::new(move |old, new| {
+            if let Some(inner) = weak.upgrade() {
+                tell(Self(inner).stale(old, new));
+            }
+        }));
+    }
+
+    /// Lists the snapshots now, whatever the age of the listing.
+    pub async fn renew(&self) {
+        self.0.listing.renew().await;
     }
 
     /// Returns an inode of the virtual top.
@@ -167,7 +173,7 @@ impl Roots {
     /// Returns the time of the newest snapshot that is known.
     #[must_use]
     pub fn newest_unix_ms(&self) -> i64 {
-        self.lock().names.snapshots.last().map_or(0, |name| name.unix_ms)
+        self.0.listing.known().snapshots.last().map_or(0, |name| name.unix_ms)
     }
 
     /// Returns bytes and number of files of the largest snapshot opened so far.
@@ -203,8 +209,8 @@ impl Roots {
     /// # Errors
     /// [`FsError`]; `None` where the folder has no such name.
     pub async fn lookup(&self, folder: &Root, name: &str) -> Result<Option<Root>, FsError> {
-        let age_ms_max = if name == "latest" { LISTING_MS_MAX } else { i64::MAX };
-        let names = self.names(age_ms_max).await;
+        let need = if name == "latest" { Need::Fresh } else { Need::Known };
+        let names = self.0.listing.names(need).await;
         if let Some(what) = self.find(folder, name, &names).await? {
             return Ok(Some(self.intern(folder, name, what)));
         }
@@ -212,7 +218,7 @@ impl Roots {
         if folder.what == What::Top || name.starts_with('.') {
             return Ok(None);
         }
-        let names = self.names(MISSING_MS_MAX).await;
+        let names = self.0.listing.names(Need::Missing).await;
         let found = self.find(folder, name, &names).await?;
         Ok(found.map(|what| self.intern(folder, name, what)))
     }
@@ -222,7 +228,7 @@ impl Roots {
     /// # Errors
     /// [`FsError`].
     pub async fn list(&self, folder: &Root) -> Result<Vec<Root>, FsError> {
-        let names = self.names(LISTING_MS_MAX).await;
+        let names = self.0.listing.names(Need::Fresh).await;
         let children = self.children(folder, &names).await?;
         let mut roots: Vec<Root> =
             children.iter().map(|(name, what)| self.intern(folder, name, what.clone())).collect();
@@ -308,47 +314,32 @@ impl Roots {
         root
     }
 
-    /// Returns the listing, a new one if it is older than `age_ms_max` and the store answers soon.
-    async fn names(&self, age_ms_max: i64) -> Arc<Names> {
-        if let Some(refresh) = self.begin_refresh(age_ms_max) {
-            // A store that does not answer must not freeze who looks at the folder: the refresh goes on without him.
-            let _ = tokio::time::timeout(REFRESH_WAIT, refresh).await;
-        }
-        self.lock().names.clone()
-    }
-
-    fn begin_refresh(&self, age_ms_max: i64) -> Option<Refresh> {
-        let now = self.0.repo.env.clock.unix_ms();
-        let mut state = self.lock();
-        let fixed = matches!(state.roots[0].what, What::Snapshot(_));
-        if fixed || (0..age_ms_max).contains(&now.saturating_sub(state.listed_unix_ms)) {
-            return None;
-        }
-        if state.refresh.is_none() {
-            let task = tokio::spawn(self.clone().refresh());
-            state.refresh = Some(task.map(|_| ()).boxed().shared());
-        }
-        state.refresh.clone()
-    }
-
-    async fn refresh(self) {
-        let listed = self.0.repo.snapshots().await;
-        let mut state = self.lock();
-        state.refresh = None;
-        state.listed_unix_ms = self.0.repo.env.clock.unix_ms();
-        match listed {
-            Ok(snapshots) => {
-                state.failing = false;
-                if snapshots != state.names.snapshots {
-                    state.names = Arc::new(Names::new(snapshots));
-                }
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut state.failing, true) {
-                    tracing::warn!("listing the snapshots: {error}: the last listing stands");
-                }
+    /// Returns which names the kernel may still hold though they mean something else, or nothing, now.
+    ///
+    /// What it holds of hosts and tags that came or went ends with the second that it may keep it.
+    fn stale(&self, old: &Names, new: &Names) -> Vec<Stale> {
+        let (snapshots, ids) = (number(TOP, "snapshots", &What::Snapshots), number(TOP, "ids", &What::Ids));
+        let mut stale = BTreeSet::from([Stale { parent: TOP, name: "latest".into() }]);
+        for (these, others) in [(old, new), (new, old)] {
+            for (at, _) in these.snapshots.iter().enumerate().filter(|(_, name)| others.position(**name).is_none()) {
+                stale.insert(Stale { parent: snapshots, name: these.times[at].as_str().into() });
+                stale.insert(Stale { parent: ids, name: these.ids[at].as_str().into() });
             }
         }
+        for root in &self.lock().roots {
+            let holds = match &root.what {
+                What::Snapshot(name) => root.number == TOP || new.position(*name).is_some(),
+                What::Link(target, _) => {
+                    let end = target.rsplit('/').next().unwrap_or_default();
+                    &*root.name != "latest" && new.by_time(end).is_some()
+                }
+                _ => true,
+            };
+            if !holds {
+                stale.insert(Stale { parent: root.parent, name: root.name.clone() });
+            }
+        }
+        stale.into_iter().collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

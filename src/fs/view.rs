@@ -13,8 +13,9 @@ use super::attr::{Attr, Kind, seek_hole_or_data};
 use super::directory::{self, Leaf};
 use super::errno::FsError;
 use super::inodes::{Home, Identity, Inodes, NODE_BIT, Place};
+use super::listing::REFRESH_DEFAULT;
 use super::readahead::{Readahead, WINDOW_BYTES_MAX};
-use super::roots::{Root, Roots, TOP, What};
+use super::roots::{Root, Roots, Stale, TOP, What};
 use crate::repo::layout::SnapshotName;
 use crate::repo::path::leaf;
 use crate::repo::reader::{Reader, pieces};
@@ -39,6 +40,8 @@ pub struct ViewOptions {
     pub only: Option<SnapshotName>,
     /// About how much memory caches may take.
     pub memory_bytes: usize,
+    /// How old the list of snapshots may be for who looks; `None` renews it only by [`View::renew`].
+    pub refresh: Option<Duration>,
     /// The owner of the virtual top.
     pub owner: (u32, u32),
     /// User id to show for everything instead of the stored ones.
@@ -49,7 +52,8 @@ pub struct ViewOptions {
 
 impl Default for ViewOptions {
     fn default() -> Self {
-        Self { only: None, memory_bytes: READER_BYTES_DEFAULT, owner: (0, 0), uid: None, gid: None }
+        let refresh = Some(REFRESH_DEFAULT);
+        Self { only: None, memory_bytes: READER_BYTES_DEFAULT, refresh, owner: (0, 0), uid: None, gid: None }
     }
 }
 
@@ -154,8 +158,20 @@ impl View {
         let reader = repo.reader(options.memory_bytes);
         // An eighth of the caches may lie ahead of a reader: what is on its way comes on top of them.
         let ahead = Readahead::new(WINDOW_BYTES_MAX.min(options.memory_bytes as u64 / 8));
-        let roots = Roots::new(repo, options.only).await?;
+        let roots = Roots::new(repo, options.only, options.refresh).await?;
         Ok(Self(Arc::new(Inner { roots, inodes: Inodes::default(), reader, ahead, options })))
+    }
+
+    /// Has `tell` called with the names that no longer hold after each change of the list of snapshots.
+    ///
+    /// It must not wait for the kernel.
+    pub fn on_change(&self, tell: impl Fn(Vec<Stale>) + Send + Sync + 'static) {
+        self.0.roots.on_change(tell);
+    }
+
+    /// Asks for the list of snapshots now, and waits for it.
+    pub async fn renew(&self) {
+        self.0.roots.renew().await;
     }
 
     /// Finds a name in a directory and counts a lookup of what is found.

@@ -8,11 +8,13 @@
 #![allow(clippy::cast_possible_truncation, clippy::type_complexity, reason = "tests choose their own numbers")]
 
 mod backup;
+mod calm;
 mod check;
 mod cli_config;
 mod crash;
 mod faults;
 mod fixtures;
+mod fresh;
 mod kill;
 mod model;
 mod mount;

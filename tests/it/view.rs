@@ -154,6 +154,48 @@ fn new_snapshots_appear_and_an_outage_changes_nothing() {
     assert_eq!(looked.find("latest").map(|_| TOP_TTL.as_secs()), Some(1));
 }
 
+/// The list of snapshots is asked for when somebody looks, not by a timer: a mount that nobody looks at asks nothing,
+/// however long, and `df` is no look.
+#[test]
+fn an_idle_mount_asks_nothing() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    kloset.backup(folder.path());
+    let looked = kloset.look();
+    looked.names("snapshots");
+    let before = kloset.requests();
+    kloset.pass(3600);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let _ = looked.view.statfs();
+    looked.run(looked.view.getattr(ROOT)).unwrap();
+    assert_eq!(kloset.requests(), before);
+    looked.names("snapshots");
+    assert_eq!(kloset.requests(), before + 1);
+}
+
+/// What no longer holds after a change of the list is told, so that the kernel can be: names of snapshots that went or
+/// came, and every `latest`. The list can be asked for at any time.
+#[test]
+fn names_that_no_longer_hold_are_told() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    kloset.backup(folder.path());
+    let looked = kloset.look();
+    let host = looked.find("hosts/h").unwrap().number;
+    let _ = (looked.names("hosts/h"), looked.names("ids"));
+    let (told, tell) = std::sync::mpsc::channel();
+    looked.view.on_change(move |stale| told.send(stale).unwrap());
+    looked.run(looked.view.renew());
+    assert!(tell.try_recv().is_err(), "nothing has changed");
+    kloset.backup(folder.path());
+    looked.run(looked.view.renew());
+    let stale: Vec<(u64, String)> =
+        tell.recv().unwrap().into_iter().map(|stale| (stale.parent, stale.name.to_string())).collect();
+    let snapshots = looked.find("snapshots").unwrap().number;
+    for expected in [(ROOT, "latest"), (host, "latest"), (snapshots, "2026-11-22_14-00-00")] {
+        assert!(stale.contains(&(expected.0, expected.1.to_owned())), "{expected:?} is not in {stale:?}");
+    }
+    assert!(!stale.contains(&(snapshots, "2026-11-22_13-59-00".to_owned())), "{stale:?}");
+}
+
 /// Inside a snapshot nothing ever changes: attributes, names and the absence of names hold for a day. Inode numbers are
 /// the same at every mount, and the names of one file share one within a snapshot.
 #[test]

@@ -1,6 +1,8 @@
 //! What several tests share.
 
+pub(crate) mod gate;
 pub(crate) mod kloset;
+pub(crate) mod program;
 pub(crate) mod random;
 pub(crate) mod s3;
 pub(crate) mod scratch;
