@@ -13,7 +13,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::support::gate::Mode;
 use crate::support::program::{Program, may_mount, until};
-use crate::support::random::noise;
+use crate::support::random::{noise, size};
 
 /// More than kernel and mount together read ahead with [`LITTLE_MEMORY`].
 const BIG_BYTES: usize = 24 << 20;
@@ -40,7 +40,7 @@ fn check_goes_on_after(mode: Mode) {
         let outcome = file.read_to_end(&mut read);
         (outcome, read)
     });
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(size(4, 60)));
     assert!(!rest.is_finished(), "the copy did not need the network any more");
     program.gate.set(Mode::Open);
     let (outcome, read) = rest.join().unwrap();
