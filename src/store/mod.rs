@@ -2,9 +2,11 @@
 //!
 //! Promises that an object is put once and whole or not at all, that what `put_new` reported as
 //! done survives a power cut, that a listing is complete and sorted, and that no answer is larger
-//! than its caller allows. It does not know what the bytes mean, and it reads no environment.
+//! than its caller allows. What is read may come through a cache on disk, if the caller gave one.
+//! It does not know what the bytes mean, and it reads no environment.
 
 mod answer;
+mod cache;
 mod counts;
 mod error;
 mod folder;
@@ -25,6 +27,7 @@ use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectS
 use answer::{classify, is_range_refusal, refuses_condition};
 use counts::Counters;
 
+pub use cache::{CacheKey, CacheOptions, DiskCache};
 pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};
 pub use location::{LocationError, StoreLocation};
@@ -39,6 +42,8 @@ pub struct Store {
     counters: Arc<Counters>,
     /// Set once the store has refused create-if-absent: puts then look first.
     plain_puts: Arc<AtomicBool>,
+    /// What is read is kept there.
+    cache: Option<DiskCache>,
 }
 
 /// One line of a listing.
@@ -59,7 +64,7 @@ impl Store {
     }
 
     fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
-        Store { inner, description, counters, plain_puts: Arc::default() }
+        Store { inner, description, counters, plain_puts: Arc::default(), cache: None }
     }
 
     /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
@@ -131,6 +136,14 @@ impl Store {
 
     /// Reads a whole object of at most `bytes_max` bytes; a longer one is not buffered.
     pub async fn get(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
+        match &self.cache {
+            Some(cache) => self.get_cached(cache, name, bytes_max).await,
+            None => self.fetch(name, bytes_max).await,
+        }
+    }
+
+    /// Reads a whole object from the store itself.
+    async fn fetch(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
         let path = self.path("reading", name)?;
         self.counters.get();
         let result = self.inner.get_opts(&path, GetOptions::default()).await;
@@ -146,6 +159,14 @@ impl Store {
     /// An empty range gives no bytes and asks nothing; one that begins at or behind the end is
     /// [`StoreError::OutOfRange`].
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        match &self.cache {
+            Some(cache) => self.get_range_cached(cache, name, range).await,
+            None => self.fetch_range(name, range).await,
+        }
+    }
+
+    /// Reads a part of an object from the store itself.
+    async fn fetch_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let path = self.path("reading", name)?;
         if range.start >= range.end {
             return Ok(Bytes::new());
@@ -155,10 +176,7 @@ impl Store {
         match self.inner.get_opts(&path, options).await {
             Ok(result) => self.collect(name, result, range.end - range.start).await,
             Err(error) if is_range_refusal(&error) => match self.inner.head(&path).await {
-                Ok(meta) if meta.size <= range.start => {
-                    let (name, store) = (name.to_owned(), self.description.clone());
-                    Err(StoreError::OutOfRange { name, store, start: range.start, bytes: meta.size })
-                }
+                Ok(meta) if meta.size <= range.start => Err(self.out_of_range(name, range.start, meta.size)),
                 _ => Err(classify(self.place("reading", name), error)),
             },
             Err(error) => Err(classify(self.place("reading", name), error)),
@@ -200,7 +218,7 @@ impl Store {
 
     /// Whether the object of that name has this content; `None` where there is none.
     async fn holds(&self, name: &str, content: &Bytes) -> Result<Option<bool>, StoreError> {
-        match self.get(name, content.len() as u64).await {
+        match self.fetch(name, content.len() as u64).await {
             Ok(found) => Ok(Some(found == *content)),
             Err(StoreError::TooLarge { .. }) => Ok(Some(false)),
             Err(StoreError::NotFound { .. }) => Ok(None),
@@ -250,6 +268,11 @@ impl Store {
 
     fn taken(&self, name: &str) -> StoreError {
         StoreError::AlreadyExists { name: name.to_owned(), store: self.description.clone() }
+    }
+
+    fn out_of_range(&self, name: &str, start: u64, bytes: u64) -> StoreError {
+        let (name, store) = (name.to_owned(), self.description.clone());
+        StoreError::OutOfRange { name, store, start, bytes }
     }
 
     fn too_large(&self, name: &str, bytes_max: u64) -> StoreError {
