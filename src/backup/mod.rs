@@ -117,6 +117,8 @@ pub fn backup(
     options: &BackupOptions,
     monitor: &Arc<Monitor>,
 ) -> Result<BackupReport, BackupError> {
+    // Who reads everything again wants to know what the store has.
+    let repo = &if options.force { repo.without_cache() } else { repo.clone() };
     let begun_ms = repo.env.clock.unix_ms();
     let rules = Rules::parse(&options.excludes)?;
     let targets = targets(&options.paths)?;

@@ -170,6 +170,7 @@ pub async fn check(repo: &Repo, options: CheckOptions, monitor: Monitor<'_>) -> 
     if !repo.keys.can_read() {
         return Err(RepoError::WriteOnly);
     }
+    let repo = &repo.without_cache();
     let mut findings = objects::look(repo, monitor).await?;
     packs::verify(repo, &mut findings, options, monitor).await?;
     trees::follow(repo, &mut findings, monitor).await?;

@@ -16,6 +16,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::id::{ChunkId, KlosetId, SessionId};
 use crate::env::{Entropy, EntropyRng};
+use crate::store::CacheKey;
 
 type Kem = hpke::kem::X25519HkdfSha256;
 type Kdf = hpke::kdf::HkdfSha256;
@@ -32,6 +33,8 @@ const CHUNK_ID_CONTEXT: &str = "kloset-mount v1 chunk id key";
 const TREE_ID_CONTEXT: &str = "kloset-mount v1 tree id key";
 const INDEX_CONTEXT: &str = "kloset-mount v1 index key";
 const HEADER_CONTEXT: &str = "kloset-mount v1 header mac key";
+/// Not of the format: what it authenticates never leaves the machine.
+const CACHE_CONTEXT: &str = "kloset-mount v1 local cache key";
 const PSK_CONTEXT: &str = "kloset-mount v1 session psk";
 const CHUNKER_CONTEXT: &str = "kloset-mount v1 chunker seed";
 const PRIVATE_CONTEXT: &str = "kloset-mount v1 x25519 private key";
@@ -168,6 +171,12 @@ impl Keys {
     #[must_use]
     pub fn header_mac(&self, text: &[u8]) -> [u8; 32] {
         *blake3::keyed_hash(&self.write.index.derive(HEADER_CONTEXT).0, text).as_bytes()
+    }
+
+    /// Returns the key that entries of a cache on this machine are believed by.
+    #[must_use]
+    pub fn cache_key(&self) -> CacheKey {
+        CacheKey::new(self.write.index.derive(CACHE_CONTEXT).0)
     }
 
     /// Begins a session: one encapsulation to the kloset's public key.

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use crate::cpu::Cpu;
 use crate::env::Env;
-use crate::store::{Store, StoreError};
+use crate::store::{CacheOptions, DiskCache, Store, StoreError};
 use crypto::{Keys, Secret};
 use futures::{StreamExt, TryStreamExt};
 use header::{ChunkerSettings, CompressionSettings, HEADER_BYTES_MAX, Header};
@@ -56,8 +56,10 @@ const FETCHES: usize = 16;
 /// An opened kloset; cheap to clone.
 #[derive(Clone)]
 pub struct Repo {
-    /// Its objects.
+    /// Its objects, as the store has them.
     pub store: Store,
+    /// The same for readers, perhaps through a cache on disk.
+    cached: Store,
     /// Its keys.
     pub keys: Arc<Keys>,
     /// Its header, believed.
@@ -120,7 +122,7 @@ impl Repo {
             store.delete(&slot_name).await?;
             return Err(RepoError::KlosetExists(store.description().to_owned()));
         }
-        Ok(Self { store, keys: keys.into(), header: header.into(), env, cpu })
+        Ok(Self { cached: store.clone(), store, keys: keys.into(), header: header.into(), env, cpu })
     }
 
     /// Opens a kloset: the header, the listing of key slots and the slots themselves.
@@ -143,7 +145,29 @@ impl Repo {
         let fetched: Vec<_> = futures::stream::iter(fetched).buffered(FETCHES).try_collect().await?;
         let keys = open_slots(&fetched, secret, &header, &cpu).await?;
         header.verify(&keys)?;
-        Ok(Self { store, keys: keys.into(), header: header.into(), env, cpu })
+        Ok(Self { cached: store.clone(), store, keys: keys.into(), header: header.into(), env, cpu })
+    }
+
+    /// Returns this kloset with a cache on disk for what readers fetch: packs and manifests. Listings, the header and
+    /// key slots always come from the store, and so does what a writer looks at.
+    ///
+    /// # Errors
+    /// What the system says where it cannot start the cache's thread.
+    pub fn with_cache(&self, options: &CacheOptions) -> std::io::Result<Self> {
+        let cache = DiskCache::new(options, &self.header.id.to_string(), self.keys.cache_key())?;
+        Ok(Self { cached: self.store.with_cache(cache), ..self.clone() })
+    }
+
+    /// Returns this kloset without a cache on disk: for who wants to know what the store has.
+    #[must_use]
+    pub fn without_cache(&self) -> Self {
+        Self { cached: self.store.clone(), ..self.clone() }
+    }
+
+    /// Returns the cache on disk, if there is one.
+    #[must_use]
+    pub fn cache(&self) -> Option<&DiskCache> {
+        self.cached.cache()
     }
 
     /// Returns a reader whose caches take at most about `memory_bytes`.
@@ -166,7 +190,18 @@ impl Repo {
     /// # Errors
     /// [`RepoError`].
     pub async fn manifest(&self, name: SnapshotName) -> Result<Manifest, RepoError> {
-        let object = match self.store.get(&name.object(), MANIFEST_BYTES_MAX as u64).await {
+        match (self.manifest_from(&self.cached, name).await, self.cache()) {
+            // The store may have had bad bytes when they were kept, and better ones now.
+            (Err(RepoError::Damaged { .. }), Some(cache)) => {
+                cache.forget(&name.object()).await;
+                self.manifest_from(&self.store, name).await
+            }
+            (manifest, _) => manifest,
+        }
+    }
+
+    async fn manifest_from(&self, store: &Store, name: SnapshotName) -> Result<Manifest, RepoError> {
+        let object = match store.get(&name.object(), MANIFEST_BYTES_MAX as u64).await {
             Err(StoreError::NotFound { .. }) => return Err(RepoError::NoSnapshot(name.id.to_string())),
             object => object?,
         };

@@ -5,9 +5,11 @@
 //! has passed its seal and its keyed id. Packs of trees are fetched whole; packs of data in blocks with readahead along
 //! the pack. Clones share the caches.
 
+mod afresh;
+
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 
@@ -36,7 +38,9 @@ struct Inner {
     tree_packs: Cache<PackId, TreePack>,
     pages: Cache<TreeRef, Page>,
     lists: Cache<TreeRef, ContentList>,
-    moved: Relocations,
+    moved: Arc<Relocations>,
+    /// Reads past the cache on disk, made when something in it was bad.
+    afresh: OnceLock<Reader>,
 }
 
 /// An opened frame and which of its chunks have been checked against their ids.
@@ -114,7 +118,11 @@ impl Reader {
     /// Returns a reader whose caches hold at most about `memory_bytes`.
     #[must_use]
     pub fn new(repo: &Repo, memory_bytes: usize) -> Self {
-        let (store, keys) = (repo.store.clone(), repo.keys.clone());
+        let moved = Relocations::new(repo.store.clone(), repo.keys.clone(), repo.env.clock.clone());
+        Self::over(repo.cached.clone(), (repo.keys.clone(), repo.cpu.clone()), moved.into(), memory_bytes)
+    }
+
+    fn over(store: Store, (keys, cpu): (Arc<Keys>, Cpu), moved: Arc<Relocations>, memory_bytes: usize) -> Self {
         let part = |share: usize| memory_bytes / 8 * share;
         Self(Arc::new(Inner {
             blocks: Blocks::new(store.clone(), part(2)),
@@ -122,10 +130,11 @@ impl Reader {
             tree_packs: Cache::new(part(2)),
             pages: Cache::new(part(1)),
             lists: Cache::new(part(1)),
-            moved: Relocations::new(store.clone(), keys.clone(), repo.env.clock.clone()),
+            moved,
+            afresh: OnceLock::new(),
             store,
             keys,
-            cpu: repo.cpu.clone(),
+            cpu,
         }))
     }
 
@@ -165,6 +174,12 @@ impl Reader {
         let wanted = Wanted { kind: PackKind::Tree, id: at.id, bytes: at.bytes };
         match self.tree_chunk_at(at, wanted).await {
             Ok(raw) => Ok(raw),
+            Err(error)
+                if let Some(reader) = self.afresh(at.pack, &error).await
+                    && let Ok(raw) = reader.tree_chunk_at(at, wanted).await =>
+            {
+                Ok(raw)
+            }
             Err(error) => self.elsewhere(wanted, at.pack, error).await,
         }
     }
@@ -207,6 +222,12 @@ impl Reader {
         let wanted = Wanted { kind: PackKind::Data, id: at.id, bytes: at.bytes };
         match self.chunk_at(wanted, &at.location).await {
             Ok(raw) => Ok(raw),
+            Err(error)
+                if let Some(reader) = self.afresh(at.location.pack, &error).await
+                    && let Ok(raw) = reader.chunk_at(wanted, &at.location).await =>
+            {
+                Ok(raw)
+            }
             Err(error) => self.elsewhere(wanted, at.location.pack, error).await,
         }
     }
