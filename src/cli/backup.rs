@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 
 use super::args::Global;
+use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
@@ -47,11 +48,13 @@ pub(crate) struct BackupArgs {
     /// Snapshot to compare with [default: the last of the same host and paths].
     #[arg(long, value_name = "SNAPSHOT")]
     pub parent: Option<String>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
-    let kloset = Kloset::open(global)?;
+    let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     let options = options(args, global, &kloset)?;
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use tokio::runtime::Handle;
 
 use super::args::Global;
+use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::names;
@@ -30,13 +31,15 @@ pub(crate) struct CatArgs {
     /// Snapshot and file, as in `latest:/etc/fstab`.
     #[arg(value_name = "SNAPSHOT:PATH")]
     pub target: OsString,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: CatArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let (spec, path) = names::split(&args.target)?;
     let path = path.ok_or_else(|| CliError::usage("which file is not said: write SNAPSHOT:PATH"))?;
-    let kloset = Kloset::open(global)?;
+    let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     let reader = kloset.repo.reader(READER_BYTES_DEFAULT);
     let found = kloset.runtime.block_on(async {
         let name = kloset.repo.resolve(&spec).await?;

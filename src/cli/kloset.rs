@@ -6,6 +6,7 @@
 use zeroize::Zeroizing;
 
 use super::args::Global;
+use super::cache::{CacheArgs, FINISH_WAIT};
 use super::exit::{CliError, Exit};
 use super::process;
 use super::repository::ResolvedRepository;
@@ -60,11 +61,33 @@ impl Kloset {
         Ok(Self { repo, runtime, resolved })
     }
 
+    /// Puts a cache on disk below what is read from a bucket, if there is to be one.
+    pub(crate) fn with_cache(mut self, args: &CacheArgs, global: &Global) -> Self {
+        if self.folder().is_none()
+            && let Some(options) = args.options(&global.env)
+        {
+            match self.repo.with_cache(&options) {
+                Ok(repo) => self.repo = repo,
+                Err(error) => tracing::info!("no cache: {error}"),
+            }
+        }
+        self
+    }
+
     /// Returns the folder that holds the kloset, if it is one.
     pub(crate) fn folder(&self) -> Option<&std::path::Path> {
         match &self.resolved.location {
             StoreLocation::Folder(path) => Some(path),
             StoreLocation::S3 { .. } => None,
+        }
+    }
+}
+
+impl Drop for Kloset {
+    /// Lets what was fetched last be kept as well: a short command would end before it is.
+    fn drop(&mut self) {
+        if let Some(cache) = self.repo.cache() {
+            cache.finish(FINISH_WAIT);
         }
     }
 }

@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 use super::args::Global;
+use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::names;
@@ -40,12 +41,14 @@ pub(crate) struct LsArgs {
     /// Only snapshots with this tag; may be repeated.
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: LsArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let target = args.target.as_ref().map(|target| names::split(target)).transpose()?;
-    let kloset = Kloset::open(global)?;
+    let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     match target {
         None => list_snapshots(&kloset, &args, out),
         Some((spec, path)) => list_folder(&kloset, &args, (&spec, path.unwrap_or_default()), out),

@@ -6,6 +6,7 @@
 mod args;
 mod background;
 mod backup;
+mod cache;
 mod cat;
 mod check;
 mod config;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::Global;
+use super::cache::{CacheArgs, parse_size};
 use super::exit::{CliError, Exit};
 use super::kloset::{Kloset, slot_secret};
 use super::mount_options::{MountOptions, Refresh, parse_timeout};
@@ -50,6 +51,8 @@ pub(crate) struct MountArgs {
     /// Most memory for caches, as in 64MiB.
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_size)]
     pub memory_limit: u64,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 impl MountArgs {
@@ -99,7 +102,7 @@ pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<
         false => resolved.unlock(global, Ask::Once)?.value,
     };
     let store = resolved.open_store()?;
-    let kloset = Kloset::open_with(resolved, store, &slot_secret(unlock)?)?;
+    let kloset = Kloset::open_with(resolved, store, &slot_secret(unlock)?)?.with_cache(&args.cache, global);
     serve::serve(&kloset, &serve::Serving { args: &args, options: &options, is_child }, global, out)
 }
 
@@ -117,36 +120,6 @@ impl From<MountError> for CliError {
             MountError::Repo(error) => error.into(),
             MountError::Mountpoint(..) => CliError::usage(error.to_string()),
             MountError::Busy(_) | MountError::Refused(_) | MountError::Io(..) => CliError::failed(error.to_string()),
-        }
-    }
-}
-
-/// Bytes of a size like `128MiB`, `64M`, `1GiB` or `1048576`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..).unwrap_or("").to_ascii_lowercase();
-    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        _ => return Err(format!("the unit {unit:?} is not one of: KiB, MiB, GiB")),
-    };
-    let number: u64 = digits.parse().map_err(|_| "write a number and a unit, as in 128MiB".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_understood() {
-        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7)] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "MiB", "1TiB", "-1", "1.5G", "99999999999G"] {
-            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 }

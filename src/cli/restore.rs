@@ -9,6 +9,7 @@ use indicatif::HumanBytes;
 
 use super::args::Global;
 use super::backup::stop_on_signals;
+use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
@@ -39,6 +40,8 @@ pub(crate) struct RestoreArgs {
     /// What to do about files that are there already.
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub overwrite: Overwrite,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// What to do about a file that is there already.
@@ -67,7 +70,7 @@ impl From<Overwrite> for restore::Overwrite {
 pub(crate) fn run(args: RestoreArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let (spec, path) = names::split(&args.target)?;
     process::raise_open_files();
-    let kloset = Kloset::open(global)?;
+    let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     let snapshot = kloset.runtime.block_on(kloset.repo.resolve(&spec))?;
     let options =
         RestoreOptions { snapshot, path, target: args.to, overwrite: args.overwrite.into(), dry_run: args.dry_run };
