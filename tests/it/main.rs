@@ -9,6 +9,7 @@
 
 mod backup;
 mod calm;
+mod cache;
 mod check;
 mod cli_config;
 mod crash;
