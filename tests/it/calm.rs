@@ -17,7 +17,7 @@ use crate::support::random::{noise, size};
 
 /// More than kernel and mount together read ahead with [`LITTLE_MEMORY`].
 const BIG_BYTES: usize = 24 << 20;
-const LITTLE_MEMORY: [&str; 2] = ["--memory-limit", "8MiB"];
+const LITTLE_MEMORY: [&str; 3] = ["--memory-limit", "8MiB", "--no-cache"];
 
 fn eio(result: std::io::Result<impl Sized>) -> bool {
     result.is_err_and(|error| error.raw_os_error() == Some(Errno::IO.raw_os_error()))

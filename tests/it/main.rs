@@ -8,8 +8,8 @@
 #![allow(clippy::cast_possible_truncation, clippy::type_complexity, reason = "tests choose their own numbers")]
 
 mod backup;
-mod calm;
 mod cache;
+mod calm;
 mod check;
 mod cli_config;
 mod crash;
