@@ -160,7 +160,7 @@ pub fn seal_frame(
 ///
 /// # Errors
 /// [`SealedError`].
-pub fn open_frame(key: &SealingKey, place: (KlosetId, SessionId), sealed: &[u8]) -> Result<Vec<u8>, SealedError> {
+pub fn open_frame(key: &SealingKey, place: (KlosetId, SessionId), sealed: &[u8]) -> Result<Bytes, SealedError> {
     sealed::open(key, &frame_aad(place), sealed, FRAME_BYTES_MAX)
 }
 
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(footer.frames.len(), 3);
         let frame = &footer.frames[2];
         let sealed = &pack[frame.offset as usize..][..frame.bytes as usize];
-        assert_eq!(open_frame(&key(), (KLOSET, PACK.session), sealed).unwrap(), [2; 1000]);
+        assert_eq!(open_frame(&key(), (KLOSET, PACK.session), sealed).unwrap(), &[2; 1000][..]);
         assert_eq!(frame.chunks[1], (ChunkId([12; 32]), 400));
     }
 

@@ -262,7 +262,7 @@ impl Reader {
             let open = move || pack::open_frame(&key, place, &sealed);
             let raw = reader.0.cpu.run(open).await;
             let raw = raw.map_err(|e| RepoError::damaged(format!("{pack}, frame at {offset}"), e))?;
-            Ok(Frame { raw: raw.into(), checked: Mutex::default() })
+            Ok(Frame { raw, checked: Mutex::default() })
         };
         self.0.frames.get((pack, offset), load).await
     }

@@ -3,6 +3,8 @@
 //! One pair of functions serves frames, footers, index runs, manifests and pending lists, so that there is one place
 //! where bytes from outside become trusted (`docs/format.md`, "Sealing").
 
+use bytes::Bytes;
+
 use super::compress::{self, CompressError};
 use super::crypto::{CryptoError, NONCE_BYTES, SEAL_BYTES, SealingKey};
 
@@ -31,13 +33,12 @@ pub fn seal(key: &SealingKey, nonce: [u8; NONCE_BYTES], aad: &[u8], level: i32, 
 ///
 /// # Errors
 /// [`SealedError`].
-pub fn open(key: &SealingKey, aad: &[u8], sealed: &[u8], raw_bytes_max: usize) -> Result<Vec<u8>, SealedError> {
-    let mut packed = key.open(aad, sealed)?;
+pub fn open(key: &SealingKey, aad: &[u8], sealed: &[u8], raw_bytes_max: usize) -> Result<Bytes, SealedError> {
+    let packed = key.open(aad, sealed)?;
     if packed.first() == Some(&compress::RAW) && packed.len() <= raw_bytes_max.saturating_add(1) {
-        packed.drain(..1);
-        return Ok(packed);
+        return Ok(Bytes::from(packed).slice(1..));
     }
-    Ok(compress::unpack(&packed, raw_bytes_max)?)
+    Ok(compress::unpack(&packed, raw_bytes_max)?.into())
 }
 
 #[cfg(test)]

@@ -137,7 +137,7 @@ fn a_session_is_that_of_the_document() {
     context.export(b"kloset-mount v1 sealing key", &mut secret).unwrap();
     let aad = crypto::aad(KLOSET, "frame", session().as_bytes());
     let frame = pack::seal_frame(&session_key(), (KLOSET, session()), [4; NONCE_BYTES], 3, b"kloset");
-    assert_eq!(sealed::open(&SealingKey::new(&Secret(secret)), &aad, &frame, 6).unwrap(), b"kloset");
+    assert_eq!(sealed::open(&SealingKey::new(&Secret(secret)), &aad, &frame, 6).unwrap(), &b"kloset"[..]);
     let mut packed = Vec::new();
     compress::pack(3, &[b'a'; 100], &mut packed);
     assert_eq!(compress::unpack(&packed, 100).unwrap(), [b'a'; 100]);
