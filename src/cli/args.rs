@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use super::env::Environment;
-use super::{backup, cat, check, config_cmd, create, ls, mount, restore, umount, words};
+use super::{backup, cat, check, config_cmd, create, ls, mount, restore, systemd, umount, words};
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
 #[derive(Debug, Parser)]
@@ -83,6 +83,9 @@ pub(crate) enum Command {
     Mount(mount::MountArgs),
     /// Ends a mount.
     Umount(umount::UmountArgs),
+    /// Asks a mount for an answer.
+    #[command(hide = true)]
+    AskMount(systemd::AskArgs),
     /// Checks that everything the snapshots need is there and whole.
     Check(check::CheckArgs),
     /// Reads and changes the config.

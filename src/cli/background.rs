@@ -7,6 +7,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -39,8 +40,11 @@ pub(crate) fn is_child(global: &Global) -> bool {
 /// Starts this program again in the background and returns when it is ready or has failed, which it tells itself.
 pub(crate) fn start(secret: &Unlock, mountpoint: &Path, out: &mut Output) -> Result<Exit, CliError> {
     let failed = |error| CliError::failed(format!("starting in the background: {error}"));
+    let mut words = std::env::args_os();
     let mut child = Command::new(std::env::current_exe().map_err(failed)?)
-        .args(std::env::args_os().skip(1))
+        // Its name says in which order the words are.
+        .arg0(words.next().unwrap_or_default())
+        .args(words)
         .env(VARIABLE, "1")
         .env("MALLOC_ARENA_MAX", ARENAS_MAX)
         .stdin(Stdio::piped())

@@ -27,6 +27,7 @@ mod repository;
 mod restore;
 mod secret;
 mod serve;
+mod systemd;
 mod umount;
 mod words;
 
@@ -87,6 +88,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Restore(args) => restore::run(args, global, out),
         Command::Mount(args) => mount::run(args, global, out),
         Command::Umount(args) => umount::run(args, global, out),
+        Command::AskMount(args) => systemd::run_ask(&args),
         Command::Check(args) => check::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),

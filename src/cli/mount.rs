@@ -3,7 +3,7 @@
 //! In the background unless told otherwise: the program starts itself again, hands over the secret through a pipe and
 //! returns when the mount can be used. The one that serves is below, in [`super::serve`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -18,6 +18,7 @@ use super::repository::ResolvedRepository;
 use super::secret::Ask;
 use super::{background, serve};
 use crate::fs::{self, MountError};
+use crate::repo::READER_BYTES_DEFAULT;
 use crate::store::StoreLocation;
 
 /// Shows all snapshots, or one, as read-only folders.
@@ -48,9 +49,9 @@ pub(crate) struct MountArgs {
     /// File for the log of a mount in the background.
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Most memory for caches, as in 64MiB.
-    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_size)]
-    pub memory_limit: u64,
+    /// Most memory for caches, as in 64MiB; 128MiB by default.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_limit: Option<u64>,
     #[command(flatten)]
     pub cache: CacheArgs,
 }
@@ -70,6 +71,17 @@ impl MountArgs {
         }
     }
 
+    /// About how much memory caches may take.
+    pub(crate) fn memory_bytes(&self, options: &MountOptions) -> usize {
+        let limit = self.memory_limit.or(options.memory_limit);
+        limit.map_or(READER_BYTES_DEFAULT, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
+    /// File for the log, if one is chosen.
+    pub(crate) fn log_file<'a>(&'a self, options: &'a MountOptions) -> Option<&'a Path> {
+        self.log_file.as_deref().or(options.log_file.as_deref())
+    }
+
     /// The snapshot, if one is given, and the folder.
     pub(crate) fn target(&self) -> Result<(Option<&str>, &PathBuf), CliError> {
         match self.words.as_slice() {
@@ -87,6 +99,7 @@ impl MountArgs {
 pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let (_, mountpoint) = args.target()?;
     let options = MountOptions::parse(&args.options)?;
+    let global = &options.over(global)?;
     let mut resolved = ResolvedRepository::resolve(global)?;
     // A request is repeated for as long as somebody may be waiting for it.
     resolved.s3.retry_budget = resolved.s3.retry_budget.max(args.timeout(&options));
@@ -119,7 +132,7 @@ impl From<MountError> for CliError {
         match error {
             MountError::Repo(error) => error.into(),
             MountError::Mountpoint(..) => CliError::usage(error.to_string()),
-            MountError::Busy(_) | MountError::Refused(_) | MountError::Io(..) => CliError::failed(error.to_string()),
+            MountError::Busy(..) | MountError::Refused(_) | MountError::Io(..) => CliError::failed(error.to_string()),
         }
     }
 }

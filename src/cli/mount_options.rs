@@ -1,11 +1,15 @@
 //! The `-o` of mount(8) and fstab: what we follow, what is not ours, what is a mistake.
 //!
+//! Whatever a line of fstab needs and the command line can say can be said here, since mount(8) passes nothing else on.
 //! Pure. An option that we do not know is refused by name, because one that is silently dropped
 //! (a misspelt `allow_other`) costs more. `rw` is no mistake: mount(8) adds it wherever fstab does
 //! not say `ro`. It does not know how mounting is done.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::args::{Global, GlobalArgs};
+use super::cache::parse_size;
 use super::exit::CliError;
 
 /// What `-o` asks for.
@@ -29,6 +33,16 @@ pub(crate) struct MountOptions {
     pub refresh: Option<Refresh>,
     /// How long a request may wait for the store.
     pub timeout: Option<Duration>,
+    /// Most memory for caches.
+    pub memory_limit: Option<u64>,
+    /// File for the log of a mount in the background.
+    pub log_file: Option<PathBuf>,
+    /// Config file.
+    pub config: Option<PathBuf>,
+    /// File that holds the passphrase.
+    pub passphrase_file: Option<PathBuf>,
+    /// Key file to use instead of a passphrase.
+    pub key_file: Option<PathBuf>,
 }
 
 /// When the list of snapshots is read again.
@@ -65,7 +79,7 @@ pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
 }
 
 /// Options for mount(8), systemd and fstab themselves, and those that say what is so anyway.
-const NOT_OURS: [&str; 24] = [
+const NOT_OURS: [&str; 36] = [
     "ro",
     "rw",
     "defaults",
@@ -90,10 +104,22 @@ const NOT_OURS: [&str; 24] = [
     "relatime",
     "diratime",
     "nodiratime",
+    "strictatime",
+    "nostrictatime",
+    "norelatime",
+    "lazytime",
+    "nolazytime",
+    "dirsync",
+    "mand",
+    "nomand",
+    "iversion",
+    "noiversion",
+    "silent",
+    "loud",
 ];
 
 const OURS: &str = "allow_other, allow_root, default_permissions, noexec, uid=N, gid=N, fsname=TEXT, refresh=SECONDS|never, \
-    timeout=SECONDS";
+    timeout=SECONDS, memory_limit=SIZE, log_file=FILE, config=FILE, passphrase_file=FILE, key_file=FILE";
 
 impl MountOptions {
     /// Parses the values of all `-o`, each a list separated by commas.
@@ -103,6 +129,21 @@ impl MountOptions {
             options.follow(option.trim())?;
         }
         Ok(options)
+    }
+
+    /// Returns what all commands share with what is said here; what the command line says itself comes first.
+    pub(crate) fn over(&self, global: &Global) -> Result<Global, CliError> {
+        if self.passphrase_file.is_some() && self.key_file.is_some() {
+            return Err(CliError::usage("mount options passphrase_file and key_file: one secret is enough"));
+        }
+        let mut args = global.args.clone();
+        args.config = args.config.or_else(|| self.config.clone());
+        let GlobalArgs { passphrase_file, passphrase_command, key_file, .. } = &mut args;
+        if passphrase_file.is_none() && passphrase_command.is_none() && key_file.is_none() {
+            *passphrase_file = self.passphrase_file.clone();
+            *key_file = self.key_file.clone();
+        }
+        Ok(Global { args, env: global.env.clone() })
     }
 
     fn follow(&mut self, option: &str) -> Result<(), CliError> {
@@ -120,7 +161,15 @@ impl MountOptions {
             ("fsname", Some(value)) => self.fsname = Some(value.to_owned()),
             ("refresh", Some(value)) => self.refresh = Some(Refresh::parse(value).map_err(|e| wrong(option, &e))?),
             ("timeout", Some(value)) => self.timeout = Some(parse_timeout(value).map_err(|e| wrong(option, &e))?),
-            ("" | "subtype" | "comment", _) => {}
+            ("memory_limit", Some(value)) => {
+                self.memory_limit = Some(parse_size(value).map_err(|e| wrong(option, &e))?);
+            }
+            ("log_file", Some(value)) => self.log_file = Some(file(option, value)?),
+            ("config", Some(value)) => self.config = Some(file(option, value)?),
+            ("passphrase_file", Some(value)) => self.passphrase_file = Some(file(option, value)?),
+            ("key_file", Some(value)) => self.key_file = Some(file(option, value)?),
+            // mount(8) notes who has mounted with the option `user`.
+            ("" | "subtype" | "comment" | "user", _) => {}
             (name, None) if NOT_OURS.contains(&name) => {}
             (name, _) if name.starts_with("x-") || name.starts_with("X-") => {}
             _ => {
@@ -135,6 +184,14 @@ impl MountOptions {
 
 fn number(option: &str, value: &str) -> Result<u32, CliError> {
     value.parse().map_err(|_| wrong(option, &format!("{value:?} is not a number")))
+}
+
+/// A file by its whole path: nobody knows from which folder fstab is read.
+fn file(option: &str, value: &str) -> Result<PathBuf, CliError> {
+    match value.starts_with('/') {
+        true => Ok(PathBuf::from(value)),
+        false => Err(wrong(option, "write the whole path, from / on")),
+    }
 }
 
 fn wrong(option: &str, problem: &str) -> CliError {
@@ -174,6 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn files_and_sizes_are_followed_and_the_command_line_comes_first() {
+        let options = parse(&["memory_limit=64MiB,config=/a/b,key_file=/c"]).unwrap();
+        assert_eq!(options.memory_limit, Some(64 << 20));
+        let global = options.over(&Global::default()).unwrap();
+        assert_eq!(global.args.config, Some("/a/b".into()));
+        assert_eq!(global.args.key_file, Some("/c".into()));
+        let args = GlobalArgs { passphrase_file: Some("/d".into()), ..GlobalArgs::default() };
+        let global = options.over(&Global { args, ..Global::default() }).unwrap();
+        assert_eq!((global.args.passphrase_file, global.args.key_file), (Some("/d".into()), None));
+        assert!(parse(&["passphrase_file=/a,key_file=/b"]).unwrap().over(&Global::default()).is_err());
+    }
+
+    #[test]
     fn unknown_ones_are_named() {
         for option in [
             "refresh=0",
@@ -181,6 +251,9 @@ mod tests {
             "timeout=0",
             "timeout=241",
             "timeout=never",
+            "memory_limit=much",
+            "config=here.toml",
+            "key_file",
             "allow_ohter",
             "uid",
             "uid=me",

@@ -4,8 +4,6 @@
 //! process goes on until the last file in it is closed. A second one ends it there and then. `umount` and
 //! `fusermount3 -u` from outside end it too. Each of these is a good end. SIGHUP lists the snapshots.
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +15,7 @@ use super::kloset::Kloset;
 use super::mount::MountArgs;
 use super::mount_options::MountOptions;
 use super::output::Output;
+use super::systemd::Systemd;
 use crate::fs::mount::Unmounter;
 use crate::fs::{self, MountError, Mounted, View, ViewOptions};
 
@@ -42,7 +41,7 @@ pub(crate) fn serve(
 ) -> Result<Exit, CliError> {
     kloset.runtime.block_on(async {
         let log = match serving.is_child {
-            true => Some(background::open_log(serving.args.log_file.as_deref(), global)?),
+            true => Some(background::open_log(serving.args.log_file(serving.options), global)?),
             false => None,
         };
         let mut signals = Signals::new()?;
@@ -56,10 +55,14 @@ pub(crate) fn serve(
             let _ = unmounter.unmount(true);
             return Err(error);
         }
-        notify(global, "READY=1");
+        let systemd = Systemd::of(global);
+        systemd.ready();
         let served = tokio::task::spawn_blocking(move || mounted.wait());
-        let ended = wait(served, &mut signals, &unmounter, &view).await;
-        notify(global, "STOPPING=1");
+        let ended = tokio::select! {
+            ended = wait(served, &mut signals, &unmounter, &view) => ended,
+            () = systemd.stay_alive(&unmounter) => unreachable!("it returns never"),
+        };
+        systemd.stopping();
         ended
     })
 }
@@ -73,7 +76,7 @@ async fn mount(kloset: &Kloset, serving: &Serving<'_>) -> Result<Mounted, CliErr
     };
     let MountOptions { uid, gid, allow_other, allow_root, noexec, fsname, .. } = serving.options.clone();
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let memory_bytes = usize::try_from(serving.args.memory_limit).unwrap_or(usize::MAX);
+    let memory_bytes = serving.args.memory_bytes(serving.options);
     let options = fs::MountOptions {
         view: ViewOptions { only, memory_bytes, refresh: serving.args.refresh(serving.options), owner, uid, gid },
         source: fsname.unwrap_or_else(|| format!("kloset:{}", kloset.resolved.label())),
@@ -133,8 +136,8 @@ async fn wait(
 async fn end(unmounter: &Unmounter) -> Result<bool, CliError> {
     let unmounter = unmounter.clone();
     let unmount = tokio::task::spawn_blocking(move || match unmounter.unmount(false) {
-        Err(MountError::Busy(mountpoint)) => {
-            tracing::warn!("{mountpoint:?} is in use: out of sight now, it ends when the last file in it is closed");
+        Err(MountError::Busy(mountpoint, holders)) => {
+            tracing::warn!("{mountpoint:?} is in use {holders}: out of sight now, it ends with the last file in it");
             unmounter.unmount(true).map(|()| true)
         }
         done => done.map(|()| false),
@@ -158,19 +161,5 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
         })
-    }
-}
-
-/// Tells systemd, where it wants to know (`Type=notify`); whoever does not listen misses nothing.
-fn notify(global: &Global, state: &str) {
-    let Some(path) = global.env.text("NOTIFY_SOCKET") else { return };
-    let Ok(socket) = UnixDatagram::unbound() else { return };
-    let address = match path.strip_prefix('@') {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(path),
-    };
-    let message = format!("{state}\nMAINPID={}\n", std::process::id());
-    if let Err(error) = address.and_then(|address| socket.send_to_addr(message.as_bytes(), &address)) {
-        tracing::warn!("telling systemd: {error}");
     }
 }

@@ -4,12 +4,13 @@
 //! over and replies, after a wait bounded by [`wait`]; [`mod@mount`] puts it on a folder and takes it away. [`roots`] is
 //! the virtual top with [`names`] in it, [`listing`] how fresh it is, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows,
 //! [`readahead`] what to fetch before it is asked for, [`errno`] the one place where failures become numbers,
-//! [`mountinfo`] the kernel's table of mounts.
+//! [`mountinfo`] the kernel's table of mounts, [`holders`] who keeps one from being taken away.
 
 pub mod attr;
 pub mod directory;
 pub mod errno;
 pub mod fuse;
+pub mod holders;
 pub mod inodes;
 pub mod listing;
 pub mod mount;

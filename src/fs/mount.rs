@@ -5,6 +5,7 @@
 //! since sequential reads come 128 KiB at a time otherwise. It knows no terminal and no signals.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use tokio::runtime::Handle;
 
 use super::errno::Reporter;
 use super::fuse::{Fuse, TIMEOUT_DEFAULT};
+use super::holders::{self, Holders};
 use super::mountinfo::{self, MountInfo};
 use super::roots::Stale;
 use super::view::{View, ViewOptions};
@@ -70,9 +72,9 @@ pub enum MountError {
     /// The mount point cannot be used.
     #[error("mount point {0:?}: {1}")]
     Mountpoint(PathBuf, String),
-    /// A program is in the mount.
-    #[error("{0:?} is in use: close what is open in it, or take it away with `kloset-mount umount --lazy {0:?}`")]
-    Busy(PathBuf),
+    /// Programs are in the mount.
+    #[error("{0:?} is in use {1}: close what is open in it, or take it away with `kloset-mount umount --lazy {0:?}`")]
+    Busy(PathBuf, Holders),
     /// The system refuses.
     #[error("{0}")]
     Refused(String),
@@ -155,14 +157,28 @@ pub struct Unmounter {
 }
 
 impl Unmounter {
+    /// Returns the folder, absolute.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Tells whether the mount is what is seen at its folder.
+    ///
+    /// # Errors
+    /// [`MountError::Io`].
+    pub fn is_seen(&self) -> Result<bool, MountError> {
+        Ok(seen_at(&self.mountpoint)?.is_some_and(|mount| mount.device == self.device))
+    }
+
     /// Takes the mount away; with `lazy`, now, though files in it stay open until they are closed.
     ///
     /// # Errors
     /// [`MountError::Busy`], [`MountError`].
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
-        match seen_at(&self.mountpoint)? {
-            Some(mount) if mount.device == self.device => take_away(&self.mountpoint, lazy),
-            _ => Ok(()),
+        match self.is_seen()? {
+            true => take_away(&self.mountpoint, lazy),
+            false => Ok(()),
         }
     }
 }
@@ -187,10 +203,16 @@ fn take_away(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
     match rustix::mount::unmount(mountpoint, flags) {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(MountError::Busy(mountpoint.to_owned())),
+        Err(Errno::BUSY) => Err(busy(mountpoint)),
         Err(Errno::PERM) => take_away_as_user(mountpoint, lazy),
         Err(error) => Err(MountError::Io("unmounting", error.into())),
     }
+}
+
+fn busy(mountpoint: &Path) -> MountError {
+    let mounts = mountinfo::read().unwrap_or_default();
+    let holders = mountinfo::at(&mounts, mountpoint).map(|mount| holders::find(mount, &mounts));
+    MountError::Busy(mountpoint.to_owned(), holders.unwrap_or_default())
 }
 
 /// Users may not unmount; the set-user-id helper that mounted for them does it.
@@ -204,7 +226,7 @@ fn take_away_as_user(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return match output.status.success() {
             true => Ok(()),
-            false if said.contains("busy") => Err(MountError::Busy(mountpoint.to_owned())),
+            false if said.contains("busy") => Err(busy(mountpoint)),
             false => Err(MountError::Refused(said)),
         };
     }
@@ -244,12 +266,22 @@ pub fn check(mountpoint: &Path, kloset_folder: Option<&Path>) -> Result<PathBuf,
     if folder.is_some_and(|folder| folder.starts_with(&absolute)) {
         return refuse("the kloset itself is in it, and the mount would hide it: choose another folder");
     }
-    if !Path::new("/dev/fuse").exists() {
-        return Err(MountError::Refused(
-            "there is no /dev/fuse: run `modprobe fuse`, or pass it in to the container".into(),
-        ));
-    }
+    check_device()?;
     Ok(absolute)
+}
+
+fn check_device() -> Result<(), MountError> {
+    let problem = match File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            "there is no /dev/fuse: run `modprobe fuse`, or pass it in to the container".to_owned()
+        }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            "/dev/fuse is not for this user: have root run `chmod 666 /dev/fuse`, as it is on most systems".to_owned()
+        }
+        Err(error) => format!("/dev/fuse: {error}"),
+    };
+    Err(MountError::Refused(problem))
 }
 
 /// Makes a path absolute without asking the file system at its end, which may be dead.

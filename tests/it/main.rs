@@ -23,6 +23,7 @@ mod moved;
 mod requests;
 mod restore;
 mod roundtrip;
+mod service;
 mod store;
 mod support;
 mod tidy;

@@ -2,7 +2,7 @@
 //! proves. Needs root and /dev/fuse, and passes over itself without.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -491,23 +491,4 @@ fn a_dead_mount_is_told_and_cleared() {
     home.done(&["umount", &home.mountpoint()]);
     home.done(&["mount", &home.mountpoint()]);
     home.done(&["umount", &home.mountpoint()]);
-}
-
-/// systemd is told when the mount can be used.
-#[test]
-fn systemd_is_told_when_it_is_ready() {
-    if !may_mount() {
-        return;
-    }
-    let home = Home::new();
-    let socket = std::os::unix::net::UnixDatagram::bind(home.at("notify")).unwrap();
-    let mut command = home.command(&["mount", "-f", &home.mountpoint()]);
-    let mut child = command.env("NOTIFY_SOCKET", home.at("notify")).stderr(Stdio::null()).spawn().unwrap();
-    let mut message = [0; 100];
-    let bytes = socket.recv(&mut message).unwrap();
-    assert!(message[..bytes].starts_with(b"READY=1\n"));
-    assert!(home.file().exists());
-    home.done(&["umount", &home.mountpoint()]);
-    assert!(child.wait().unwrap().success());
-    std::io::stderr().flush().unwrap();
 }
