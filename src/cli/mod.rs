@@ -19,6 +19,7 @@ mod kloset;
 mod ls;
 mod mount;
 mod mount_options;
+mod mount_show;
 mod names;
 mod output;
 mod process;

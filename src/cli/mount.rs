@@ -3,6 +3,7 @@
 //! In the background unless told otherwise: the program starts itself again, hands over the secret through a pipe and
 //! returns when the mount can be used. The one that serves is below, in [`super::serve`].
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,22 +14,23 @@ use super::cache::{CacheArgs, parse_size};
 use super::exit::{CliError, Exit};
 use super::kloset::{Kloset, slot_secret};
 use super::mount_options::{MountOptions, Refresh, parse_timeout};
+use super::mount_show::ShowArgs;
 use super::output::Output;
 use super::repository::ResolvedRepository;
 use super::secret::Ask;
-use super::{background, serve};
+use super::{background, names, serve};
 use crate::fs::{self, MountError};
 use crate::repo::READER_BYTES_DEFAULT;
 use crate::store::StoreLocation;
 
-/// Shows all snapshots, or one, as read-only folders.
+/// Shows all snapshots, or one, or a folder of one, as read-only folders.
 ///
 /// Returns when the folder can be used; the mount goes on in the background until `umount` or SIGTERM. SIGHUP makes it
 /// look for new snapshots at once. Its log goes to --log-file, else to kloset-mount/mount.log in $XDG_STATE_HOME or ~/.local/state.
 #[derive(Debug, Args)]
-#[command(override_usage = "kloset-mount mount [OPTIONS] [SNAPSHOT] <MOUNTPOINT>")]
+#[command(override_usage = "kloset-mount mount [OPTIONS] [SNAPSHOT[:PATH]] <MOUNTPOINT>")]
 pub(crate) struct MountArgs {
-    /// Folder to show them in; with two words, the first is the one snapshot to show.
+    /// Folder to show them in; with two words, the first is the one snapshot to show, or the folder of it.
     #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
     pub words: Vec<PathBuf>,
     /// Stays in the foreground.
@@ -46,6 +48,8 @@ pub(crate) struct MountArgs {
     /// How long a read waits for the store before it is an error, in seconds; 60 by default.
     #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
     pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub show: ShowArgs,
     /// File for the log of a mount in the background.
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -82,23 +86,32 @@ impl MountArgs {
         self.log_file.as_deref().or(options.log_file.as_deref())
     }
 
-    /// The snapshot, if one is given, and the folder.
-    pub(crate) fn target(&self) -> Result<(Option<&str>, &PathBuf), CliError> {
-        match self.words.as_slice() {
-            [mountpoint] => Ok((None, mountpoint)),
-            [snapshot, mountpoint] => match snapshot.to_str() {
-                Some(text) => Ok((Some(text), mountpoint)),
-                None => Err(CliError::usage(format!("{snapshot:?} is not a snapshot"))),
-            },
-            _ => Err(CliError::usage("the folder to mount on is missing")),
+    /// The folder to mount on.
+    pub(crate) fn mountpoint(&self) -> Result<&PathBuf, CliError> {
+        self.words.last().ok_or_else(|| CliError::usage("the folder to mount on is missing"))
+    }
+
+    /// The one snapshot to show, if one is given, and the folder of it, empty for its root.
+    pub(crate) fn snapshot(&self, options: &MountOptions) -> Result<Option<(String, Vec<u8>)>, CliError> {
+        let given = match (self.words.as_slice(), &options.snapshot) {
+            ([snapshot, _], _) => snapshot.as_os_str(),
+            (_, Some(snapshot)) => OsStr::new(snapshot),
+            _ => return Ok(None),
+        };
+        if !self.show.or(&options.show).wanted().is_all() {
+            let words = "--host, --tag and --path choose among snapshots: leave them out to show one";
+            return Err(CliError::usage(words));
         }
+        let (snapshot, path) = names::split(given)?;
+        Ok(Some((snapshot, path.unwrap_or_default())))
     }
 }
 
 /// Runs the command.
 pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
-    let (_, mountpoint) = args.target()?;
-    let options = MountOptions::parse(&args.options)?;
+    let (mountpoint, options) = (args.mountpoint()?, MountOptions::parse(&args.options)?);
+    args.snapshot(&options)?;
+    args.show.or(&options.show).denied()?;
     let global = &options.over(global)?;
     let mut resolved = ResolvedRepository::resolve(global)?;
     // A request is repeated for as long as somebody may be waiting for it.

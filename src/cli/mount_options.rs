@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::args::{Global, GlobalArgs};
 use super::cache::parse_size;
 use super::exit::CliError;
+use super::mount_show::{Owner, ShowArgs};
 
 /// What `-o` asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,10 @@ pub(crate) struct MountOptions {
     pub passphrase_file: Option<PathBuf>,
     /// Key file to use instead of a passphrase.
     pub key_file: Option<PathBuf>,
+    /// The one snapshot to show, or the one folder of it.
+    pub snapshot: Option<String>,
+    /// What is to be shown, and as whose.
+    pub show: ShowArgs,
 }
 
 /// When the list of snapshots is read again.
@@ -119,7 +124,8 @@ const NOT_OURS: [&str; 36] = [
 ];
 
 const OURS: &str = "allow_other, allow_root, default_permissions, noexec, uid=N, gid=N, fsname=TEXT, refresh=SECONDS|never, \
-    timeout=SECONDS, memory_limit=SIZE, log_file=FILE, config=FILE, passphrase_file=FILE, key_file=FILE";
+    timeout=SECONDS, memory_limit=SIZE, log_file=FILE, config=FILE, passphrase_file=FILE, key_file=FILE, snapshot=SNAPSHOT[:PATH], \
+    host=HOST, tag=TAG, path=PATH, owner=archived|me|UID:GID, readable, deny=PROGRAM:...|none";
 
 impl MountOptions {
     /// Parses the values of all `-o`, each a list separated by commas.
@@ -168,6 +174,14 @@ impl MountOptions {
             ("config", Some(value)) => self.config = Some(file(option, value)?),
             ("passphrase_file", Some(value)) => self.passphrase_file = Some(file(option, value)?),
             ("key_file", Some(value)) => self.key_file = Some(file(option, value)?),
+            ("snapshot", Some(value)) => self.snapshot = Some(value.to_owned()),
+            ("host", Some(value)) => self.show.host.push(value.to_owned()),
+            ("tag", Some(value)) => self.show.tag.push(value.to_owned()),
+            ("path", Some(value)) => self.show.path.push(PathBuf::from(value)),
+            ("owner", Some(value)) => self.show.owner = Some(Owner::parse(value).map_err(|e| wrong(option, &e))?),
+            ("readable", None) => self.show.readable = true,
+            // A comma would begin another option.
+            ("deny", Some(value)) => self.show.deny = value.split(':').map(str::to_owned).collect(),
             // mount(8) notes who has mounted with the option `user`.
             ("" | "subtype" | "comment" | "user", _) => {}
             (name, None) if NOT_OURS.contains(&name) => {}
@@ -199,72 +213,5 @@ fn wrong(option: &str, problem: &str) -> CliError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(lists: &[&str]) -> Result<MountOptions, CliError> {
-        let lists: Vec<String> = lists.iter().map(|list| (*list).to_owned()).collect();
-        MountOptions::parse(&lists)
-    }
-
-    #[test]
-    fn what_fstab_and_mount_add_is_let_through() {
-        let line = "rw,nosuid,nodev,noauto,nofail,_netdev,user,x-systemd.automount,x-gvfs-show";
-        assert_eq!(parse(&[line]).unwrap(), MountOptions::default());
-        assert_eq!(parse(&[]).unwrap(), MountOptions::default());
-        assert_eq!(parse(&["", "defaults,"]).unwrap(), MountOptions::default());
-    }
-
-    #[test]
-    fn ours_are_followed() {
-        let expected =
-            MountOptions { allow_other: true, default_permissions: true, uid: Some(1000), ..MountOptions::default() };
-        assert_eq!(parse(&["ro,allow_other", "default_permissions,uid=1000"]).unwrap(), expected);
-    }
-
-    #[test]
-    fn how_fresh_and_how_long_are_followed() {
-        let options = parse(&["refresh=3,timeout=2"]).unwrap();
-        assert_eq!(options.refresh, Some(Refresh::After(Duration::from_secs(3))));
-        assert_eq!(options.timeout, Some(Duration::from_secs(2)));
-        assert_eq!(parse(&["refresh=never"]).unwrap().refresh, Some(Refresh::Never));
-    }
-
-    #[test]
-    fn files_and_sizes_are_followed_and_the_command_line_comes_first() {
-        let options = parse(&["memory_limit=64MiB,config=/a/b,key_file=/c"]).unwrap();
-        assert_eq!(options.memory_limit, Some(64 << 20));
-        let global = options.over(&Global::default()).unwrap();
-        assert_eq!(global.args.config, Some("/a/b".into()));
-        assert_eq!(global.args.key_file, Some("/c".into()));
-        let args = GlobalArgs { passphrase_file: Some("/d".into()), ..GlobalArgs::default() };
-        let global = options.over(&Global { args, ..Global::default() }).unwrap();
-        assert_eq!((global.args.passphrase_file, global.args.key_file), (Some("/d".into()), None));
-        assert!(parse(&["passphrase_file=/a,key_file=/b"]).unwrap().over(&Global::default()).is_err());
-    }
-
-    #[test]
-    fn unknown_ones_are_named() {
-        for option in [
-            "refresh=0",
-            "refresh",
-            "timeout=0",
-            "timeout=241",
-            "timeout=never",
-            "memory_limit=much",
-            "config=here.toml",
-            "key_file",
-            "allow_ohter",
-            "uid",
-            "uid=me",
-            "allow_other=1",
-            "ro=1",
-        ] {
-            let error = parse(&[&format!("ro,{option}")]).unwrap_err();
-            assert!(error.message.contains(option), "{error}");
-            assert_eq!(error.exit, Exit::Usage);
-        }
-    }
-
-    use super::super::exit::Exit;
-}
+#[path = "mount_options_tests.rs"]
+mod tests;

@@ -68,17 +68,30 @@ pub(crate) fn serve(
 }
 
 async fn mount(kloset: &Kloset, serving: &Serving<'_>) -> Result<Mounted, CliError> {
-    let (snapshot, mountpoint) = serving.args.target()?;
+    let Serving { args, options, .. } = serving;
     let explain = |error: MountError| kloset.resolved.explain(error.into());
-    let only = match snapshot {
-        Some(text) => Some(kloset.repo.resolve(text).await.map_err(|error| explain(error.into()))?),
-        None => None,
+    let (only, path) = match args.snapshot(options)? {
+        Some((text, path)) => (Some(kloset.repo.resolve(&text).await.map_err(|error| explain(error.into()))?), path),
+        None => (None, Vec::new()),
     };
-    let MountOptions { uid, gid, allow_other, allow_root, noexec, fsname, .. } = serving.options.clone();
-    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let memory_bytes = serving.args.memory_bytes(serving.options);
+    let (show, mountpoint) = (args.show.or(&options.show), args.mountpoint()?);
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (uid, gid) = show.owner(me);
+    let view = ViewOptions {
+        only,
+        path,
+        wanted: show.wanted(),
+        memory_bytes: args.memory_bytes(options),
+        refresh: args.refresh(options),
+        owner: me,
+        uid: options.uid.or(uid),
+        gid: options.gid.or(gid),
+        readable: show.readable,
+    };
+    let MountOptions { allow_other, allow_root, noexec, fsname, .. } = serving.options.clone();
     let options = fs::MountOptions {
-        view: ViewOptions { only, memory_bytes, refresh: serving.args.refresh(serving.options), owner, uid, gid },
+        view,
+        deny: show.denied()?,
         source: fsname.unwrap_or_else(|| format!("kloset:{}", kloset.resolved.label())),
         allow_other: allow_other || serving.args.allow_other,
         allow_root,

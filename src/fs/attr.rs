@@ -83,6 +83,16 @@ impl Attr {
         }
     }
 
+    /// Returns them as they are shown where the owner may read everything.
+    ///
+    /// The group bits of a file with an ACL are its mask; without the ACL they would let in whom it keeps out.
+    #[must_use]
+    pub fn readable(self, has_acl: bool) -> Self {
+        let more = if self.kind == Kind::Directory { 0o500 } else { 0o400 };
+        let less = if has_acl { 0o070 } else { 0 };
+        Self { mode: self.mode & !less | more, ..self }
+    }
+
     /// Returns the attributes of a directory or link of the virtual top.
     #[must_use]
     pub fn of_root(number: u64, link: Option<&str>, unix_ms: i64, (uid, gid): (u32, u32)) -> Self {

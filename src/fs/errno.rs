@@ -5,12 +5,13 @@
 //! know which request failed.
 
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lru::LruCache;
 use rustix::io::Errno;
 
+use super::status::Status;
 use crate::env::Clock;
 use crate::repo::RepoError;
 
@@ -102,6 +103,7 @@ fn repo_errno(error: &RepoError) -> Errno {
 /// Tells people what they must know of, once.
 pub struct Reporter {
     clock: Clock,
+    status: Arc<Status>,
     told: Mutex<Told>,
 }
 
@@ -113,12 +115,13 @@ struct Told {
 impl Reporter {
     /// Returns a reporter that has told nothing yet.
     #[must_use]
-    pub fn new(clock: Clock) -> Self {
-        Self { clock, told: Mutex::new(Told { damaged: LruCache::new(TOLD_MAX), store_unix_ms: None }) }
+    pub fn new(clock: Clock, status: Arc<Status>) -> Self {
+        Self { clock, status, told: Mutex::new(Told { damaged: LruCache::new(TOLD_MAX), store_unix_ms: None }) }
     }
 
-    /// Logs the failure if it is worth it and was not logged before; returns its errno.
+    /// Notes the failure, logs it if it is worth it and was not logged before; returns its errno.
     pub fn errno(&self, error: &FsError) -> Errno {
+        self.status.failed(error);
         match error {
             FsError::Repo(RepoError::Damaged { object, .. }) => {
                 if self.is_new_damage(object) {
@@ -152,14 +155,14 @@ impl Reporter {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::AtomicI64;
 
     use super::*;
 
     #[test]
     fn damage_is_told_once_for_each_object() {
-        let reporter = Reporter::new(Clock::Manual(Arc::new(AtomicI64::new(0))));
+        let clock = Clock::Manual(Arc::new(AtomicI64::new(0)));
+        let reporter = Reporter::new(clock.clone(), Arc::new(Status::new(clock)));
         assert!(reporter.is_new_damage("packs/a"));
         assert!(!reporter.is_new_damage("packs/a"));
         assert!(reporter.is_new_damage("packs/b"));

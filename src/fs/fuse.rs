@@ -22,7 +22,9 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::attr::{Attr, Kind};
+use super::deny::Deny;
 use super::errno::{FsError, Reporter};
+use super::status::{Kind as Asked, Status};
 use super::view::{Found, Line, View};
 use super::wait::wait;
 use crate::repo::tree::Time;
@@ -45,22 +47,32 @@ pub struct Fuse {
     runtime: Handle,
     reporter: Arc<Reporter>,
     timeout: Duration,
+    deny: Deny,
+    status: Arc<Status>,
 }
 
 impl Fuse {
     /// Serves `view`; what waits for the store waits on `runtime`, for `timeout` at most.
     #[must_use]
     pub fn new(view: View, runtime: Handle, reporter: Reporter, timeout: Duration) -> Self {
-        Self { view, runtime, reporter: Arc::new(reporter), timeout }
+        let status = view.status();
+        Self { view, runtime, reporter: Arc::new(reporter), timeout, deny: Deny::new(&[]), status }
+    }
+
+    /// Gives no content to some programs.
+    #[must_use]
+    pub fn denying(self, deny: Deny) -> Self {
+        Self { deny, ..self }
     }
 
     /// Replies with the outcome of `work`, now if it is ready, else when it is.
     fn answer<T: Send + 'static>(
         &self,
-        request: &Request,
+        (kind, request): (Asked, &Request),
         work: impl Future<Output = Result<T, FsError>> + Send + 'static,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
+        self.status.request(kind);
         let _context = self.runtime.enter();
         let reporter = self.reporter.clone();
         let finish = move |result: Result<T, FsError>| {
@@ -89,6 +101,8 @@ impl Filesystem for Fuse {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
+            // What changes, which is status.json alone, is read again.
+            InitFlags::FUSE_AUTO_INVAL_DATA,
             // Modes alone would let in whom an ACL keeps out: the group bits of a file with an ACL are its mask.
             InitFlags::FUSE_POSIX_ACL,
         ];
@@ -106,7 +120,7 @@ impl Filesystem for Fuse {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (view, name) = (self.view.clone(), name.as_bytes().to_vec());
         let work = async move { view.lookup(parent.0, &name).await };
-        self.answer(request, work, |found| match found {
+        self.answer((Asked::Lookup, request), work, |found| match found {
             Ok(Found { attr: Some(attr), ttl }) => reply.entry(&ttl, &file_attr(&attr), GENERATION),
             // Inode number 0 says: no such name, and that may be kept.
             Ok(Found { attr: None, ttl }) => reply.entry(&ttl, &absent(), GENERATION),
@@ -120,7 +134,7 @@ impl Filesystem for Fuse {
 
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let view = self.view.clone();
-        self.answer(request, async move { view.getattr(inode.0).await }, |shown| match shown {
+        self.answer((Asked::Getattr, request), async move { view.getattr(inode.0).await }, |shown| match shown {
             Ok(shown) => reply.attr(&shown.ttl, &file_attr(&shown.attr)),
             Err(errno) => reply.error(errno),
         });
@@ -128,7 +142,7 @@ impl Filesystem for Fuse {
 
     fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
         let view = self.view.clone();
-        self.answer(request, async move { view.readlink(inode.0).await }, |target| match target {
+        self.answer((Asked::Readlink, request), async move { view.readlink(inode.0).await }, |target| match target {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         });
@@ -154,9 +168,17 @@ impl Filesystem for Fuse {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let view = self.view.clone();
-        self.answer(request, async move { view.read(inode.0, offset, size).await }, |bytes| match bytes {
-            Ok(bytes) => reply.data(&bytes),
+        if self.deny.is_denied(request.pid()) {
+            self.status.denied();
+            return reply.error(Errno::EACCES);
+        }
+        let (view, status) = (self.view.clone(), self.status.clone());
+        let work = async move { view.read(inode.0, offset, size).await };
+        self.answer((Asked::Read, request), work, move |bytes| match bytes {
+            Ok(bytes) => {
+                status.handed_out(bytes.len());
+                reply.data(&bytes);
+            }
             Err(errno) => reply.error(errno),
         });
     }
@@ -183,7 +205,7 @@ impl Filesystem for Fuse {
             Ok((reply, listed.map_err(|error| (error, any))))
         };
         let reporter = self.reporter.clone();
-        self.answer(request, work, move |done| match done {
+        self.answer((Asked::Readdir, request), work, move |done| match done {
             Ok((reply, Ok(()) | Err((_, true)))) => reply.ok(),
             Ok((reply, Err((error, false)))) => reply.error(errno(&reporter, &error)),
             Err(_) => {} // the reply went with the work that took too long, and says EIO
@@ -211,7 +233,7 @@ impl Filesystem for Fuse {
             Ok((reply, listed.map_err(|error| (error, any))))
         };
         let reporter = self.reporter.clone();
-        self.answer(request, work, move |done| match done {
+        self.answer((Asked::Readdir, request), work, move |done| match done {
             Ok((reply, Ok(()) | Err((_, true)))) => reply.ok(),
             Ok((reply, Err((error, false)))) => reply.error(errno(&reporter, &error)),
             Err(_) => {} // the reply went with the work that took too long, and says EIO
@@ -220,6 +242,7 @@ impl Filesystem for Fuse {
 
     /// Answered from memory: `df` must never hang.
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        self.status.request(Asked::Statfs);
         let space = self.view.statfs();
         reply.statfs(space.blocks, 0, 0, space.files, 0, space.block_bytes, 255, space.block_bytes);
     }
@@ -227,12 +250,12 @@ impl Filesystem for Fuse {
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (view, name) = (self.view.clone(), name.as_bytes().to_vec());
         let work = async move { view.getxattr(inode.0, &name).await };
-        self.answer(request, work, move |value| reply_xattr(value, size, reply));
+        self.answer((Asked::Xattr, request), work, move |value| reply_xattr(value, size, reply));
     }
 
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let view = self.view.clone();
-        self.answer(request, async move { view.listxattr(inode.0).await }, move |names| {
+        self.answer((Asked::Xattr, request), async move { view.listxattr(inode.0).await }, move |names| {
             reply_xattr(names, size, reply);
         });
     }
@@ -251,10 +274,14 @@ impl Filesystem for Fuse {
             return reply.error(Errno::EINVAL);
         }
         let view = self.view.clone();
-        self.answer(request, async move { view.seek(inode.0, offset, whence == SEEK_HOLE).await }, |at| match at {
-            Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
-            Err(errno) => reply.error(errno),
-        });
+        self.answer(
+            (Asked::Seek, request),
+            async move { view.seek(inode.0, offset, whence == SEEK_HOLE).await },
+            |at| match at {
+                Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     /// The kernel checks modes and ACLs itself; only a mount without `default_permissions` gets here.

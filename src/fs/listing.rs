@@ -13,6 +13,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 
+use super::filter::{Filter, Wanted};
 use super::names::Names;
 use crate::repo::layout::SnapshotName;
 use crate::repo::{Repo, RepoError};
@@ -43,6 +44,7 @@ type OnChange = Box<dyn Fn(&Names, &Names) + Send + Sync>;
 
 struct Inner {
     repo: Repo,
+    filter: Filter,
     /// Shows one snapshot, which never changes.
     is_fixed: bool,
     /// `None`: only when told to.
@@ -54,6 +56,8 @@ struct Inner {
 struct State {
     names: Arc<Names>,
     listed_unix_ms: i64,
+    /// When the store answered last.
+    answered_unix_ms: i64,
     refresh: Option<Refresh>,
     /// Whether the last refresh failed: the next failure is not told again.
     failing: bool,
@@ -67,33 +71,41 @@ struct Refresh {
 }
 
 impl Listing {
-    /// Lists the snapshots of a kloset: one request, whatever its size.
+    /// Lists the snapshots of a kloset that are wanted: one request, whatever its size, if that is all of them.
     ///
     /// With `refresh`, a listing of that age is replaced when somebody looks; without, it stands until
     /// [`Listing::renew`].
     ///
     /// # Errors
     /// [`RepoError::Store`].
-    pub async fn new(repo: Repo, refresh: Option<Duration>) -> Result<Self, RepoError> {
-        let snapshots = repo.snapshots().await?;
-        Ok(Self::of(repo, snapshots, refresh, false))
+    pub async fn new(repo: Repo, wanted: Wanted, refresh: Option<Duration>) -> Result<Self, RepoError> {
+        let filter = Filter::new(wanted);
+        let snapshots = filter.snapshots(&repo).await?;
+        let age_ms_max = refresh.map(|refresh| i64::try_from(refresh.as_millis()).unwrap_or(i64::MAX));
+        Ok(Self::of(repo, snapshots, age_ms_max, filter))
     }
 
     /// Returns a listing of one snapshot that never changes.
     #[must_use]
     pub fn only(repo: Repo, name: SnapshotName) -> Self {
-        Self::of(repo, vec![name], None, true)
+        let mut listing = Self::of(repo, vec![name], None, Filter::default());
+        if let Some(inner) = Arc::get_mut(&mut listing.0) {
+            inner.is_fixed = true;
+        }
+        listing
     }
 
-    fn of(repo: Repo, snapshots: Vec<SnapshotName>, refresh: Option<Duration>, is_fixed: bool) -> Self {
+    fn of(repo: Repo, snapshots: Vec<SnapshotName>, age_ms_max: Option<i64>, filter: Filter) -> Self {
+        let now = repo.env.clock.unix_ms();
         let state = State {
             names: Arc::new(Names::new(snapshots)),
-            listed_unix_ms: repo.env.clock.unix_ms(),
+            listed_unix_ms: now,
+            answered_unix_ms: now,
             refresh: None,
             failing: false,
         };
-        let age_ms_max = refresh.map(|refresh| i64::try_from(refresh.as_millis()).unwrap_or(i64::MAX));
-        Self(Arc::new(Inner { repo, is_fixed, age_ms_max, on_change: OnceLock::new(), state: Mutex::new(state) }))
+        let (on_change, state) = (OnceLock::new(), Mutex::new(state));
+        Self(Arc::new(Inner { repo, filter, is_fixed: false, age_ms_max, on_change, state }))
     }
 
     /// Has `tell` called with the old and the new names after each change; only the first one is heeded.
@@ -105,6 +117,13 @@ impl Listing {
     #[must_use]
     pub fn known(&self) -> Arc<Names> {
         self.lock().names.clone()
+    }
+
+    /// Returns how many milliseconds ago the store last said what there is, and whether it failed to since.
+    #[must_use]
+    pub fn freshness(&self) -> (i64, bool) {
+        let (now, state) = (self.0.repo.env.clock.unix_ms(), self.lock());
+        (now.saturating_sub(state.answered_unix_ms).max(0), state.failing)
     }
 
     /// Returns the listing, as fresh as it is needed and as the store allows.
@@ -152,7 +171,7 @@ impl Listing {
     }
 
     async fn refresh(self) {
-        let listed = self.0.repo.snapshots().await;
+        let listed = self.0.filter.snapshots(&self.0.repo).await;
         let changed = self.settle(listed);
         if let (Some((old, new)), Some(tell)) = (changed, self.0.on_change.get()) {
             tell(&old, &new);
@@ -167,6 +186,7 @@ impl Listing {
         match listed {
             Ok(snapshots) => {
                 state.failing = false;
+                state.answered_unix_ms = state.listed_unix_ms;
                 if snapshots == state.names.snapshots {
                     return None;
                 }

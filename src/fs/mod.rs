@@ -2,13 +2,16 @@
 //!
 //! [`view`] is the filesystem in plain async Rust, without a kernel; [`fuse`] decodes the kernel's requests, hands them
 //! over and replies, after a wait bounded by [`wait`]; [`mod@mount`] puts it on a folder and takes it away. [`roots`] is
-//! the virtual top with [`names`] in it, [`listing`] how fresh it is, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows,
+//! the virtual top with [`names`] in it, [`listing`] how fresh it is, [`inodes`] the table of inode numbers, [`directory`] the way to a node, [`attr`] what stat(2) shows, [`xattrs`] what getxattr(2) does,
+//! [`filter`] which snapshots are shown, [`deny`] who reads no content, [`status`] what was done so far,
 //! [`readahead`] what to fetch before it is asked for, [`errno`] the one place where failures become numbers,
 //! [`mountinfo`] the kernel's table of mounts, [`holders`] who keeps one from being taken away.
 
 pub mod attr;
+pub mod deny;
 pub mod directory;
 pub mod errno;
+pub mod filter;
 pub mod fuse;
 pub mod holders;
 pub mod inodes;
@@ -18,8 +21,10 @@ pub mod mountinfo;
 pub mod names;
 pub mod readahead;
 pub mod roots;
+pub mod status;
 pub mod view;
 pub mod wait;
+pub mod xattrs;
 
 pub use errno::FsError;
 pub use mount::{MountError, MountOptions, Mounted, mount, unmount};

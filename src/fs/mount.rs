@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tokio::runtime::Handle;
 
+use super::deny::{self, Deny};
 use super::errno::Reporter;
 use super::fuse::{Fuse, TIMEOUT_DEFAULT};
 use super::holders::{self, Holders};
@@ -43,6 +44,8 @@ pub struct MountOptions {
     pub allow_root: bool,
     /// Programs do not run.
     pub noexec: bool,
+    /// Programs that get no content.
+    pub deny: Vec<String>,
     /// No request waits longer for the store.
     pub timeout: Duration,
     /// The folder of a kloset on this machine, which the mount must not hide.
@@ -57,6 +60,7 @@ impl Default for MountOptions {
             allow_other: false,
             allow_root: false,
             noexec: false,
+            deny: deny::PROGRAMS.map(str::to_owned).into(),
             timeout: TIMEOUT_DEFAULT,
             kloset_folder: None,
         }
@@ -104,9 +108,10 @@ pub async fn mount(
     runtime: Handle,
 ) -> Result<Mounted, MountError> {
     let mountpoint = check(mountpoint, options.kloset_folder.as_deref())?;
-    let reporter = Reporter::new(repo.env.clock.clone());
+    let clock = repo.env.clock.clone();
     let view = View::new(repo, options.view.clone()).await?;
-    let fuse = Fuse::new(view.clone(), runtime.clone(), reporter, options.timeout);
+    let (reporter, deny) = (Reporter::new(clock, view.status()), Deny::new(&options.deny));
+    let fuse = Fuse::new(view.clone(), runtime.clone(), reporter, options.timeout).denying(deny);
     let (at, config) = (mountpoint.clone(), config(options));
     let session = tokio::task::spawn_blocking(move || Session::new(fuse, at, &config)?.spawn()).await;
     let session = session.map_err(|error| MountError::Io("mounting", io::Error::other(error)))?;

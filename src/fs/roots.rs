@@ -6,6 +6,7 @@
 //! hosts/HOST/2026-11-22_13-58-00   -> ../../snapshots/2026-11-22_13-58-00, and latest
 //! tags/TAG/...               the same
 //! ids/3f2a91c0               -> ../snapshots/2026-11-22_13-58-00
+//! .kloset/status.json        what the mount has done so far; not listed, so that no walk meets it
 //! ```
 //!
 //! Each snapshot is one folder at one place and everything else are links to it: whoever walks the whole mount meets
@@ -17,8 +18,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde_json::{Value, json};
 
 use super::errno::FsError;
+use super::filter::Wanted;
 use super::inodes::NODE_BIT;
 use super::listing::{Listing, Need};
 use super::names::{Names, escape};
@@ -55,6 +58,10 @@ pub enum What {
     Link(Arc<str>, i64),
     /// A snapshot's root.
     Snapshot(SnapshotName),
+    /// `.kloset/`.
+    Control,
+    /// `.kloset/status.json`.
+    Status,
 }
 
 /// An inode of the virtual top.
@@ -70,6 +77,14 @@ pub struct Root {
     pub name: Arc<str>,
     /// What it is.
     pub what: What,
+}
+
+impl Root {
+    /// Tells whether it is the root of the mount.
+    #[must_use]
+    pub fn is_top(&self) -> bool {
+        self.number == TOP
+    }
 }
 
 /// What is known of an opened manifest.
@@ -116,23 +131,36 @@ struct State {
     by_number: HashMap<u64, u32>,
     /// The largest snapshot opened so far, for `df`.
     totals: (u64, u64),
+    /// Snapshots opened so far that lack something.
+    incomplete: BTreeSet<SnapshotName>,
 }
 
 impl Roots {
     /// Lists the snapshots of a kloset: one request, whatever its size.
     ///
-    /// With `only`, that snapshot's root is the root of the mount and there is nothing else. `refresh` is how old the
-    /// listing may be; without, it is read again only by [`Roots::renew`].
+    /// With `only`, that snapshot's root is the root of the mount and there is nothing else. Where not all are `wanted`,
+    /// every manifest is opened. `refresh` is how old the listing may be; without, it is read again only by
+    /// [`Roots::renew`].
     ///
     /// # Errors
     /// [`RepoError::Store`].
-    pub async fn new(repo: Repo, only: Option<SnapshotName>, refresh: Option<Duration>) -> Result<Self, RepoError> {
+    pub async fn new(
+        repo: Repo,
+        only: Option<SnapshotName>,
+        wanted: Wanted,
+        refresh: Option<Duration>,
+    ) -> Result<Self, RepoError> {
         let (what, listing) = match only {
             Some(name) => (What::Snapshot(name), Listing::only(repo.clone(), name)),
-            None => (What::Top, Listing::new(repo.clone(), refresh).await?),
+            None => (What::Top, Listing::new(repo.clone(), wanted, refresh).await?),
         };
         let top = Root { number: TOP, parent: TOP, sequence: 0, name: "".into(), what };
-        let state = State { roots: vec![top], by_number: HashMap::from([(TOP, 0)]), totals: (0, 0) };
+        let state = State {
+            roots: vec![top],
+            by_number: HashMap::from([(TOP, 0)]),
+            totals: (0, 0),
+            incomplete: BTreeSet::new(),
+        };
         let opened = Cache::new(OPENED_BYTES_MAX);
         Ok(Self(Arc::new(Inner { repo, listing, opened, state: Mutex::new(state) })))
     }
@@ -201,7 +229,24 @@ impl Roots {
         let opened = self.0.opened.get(name, load).await?;
         let mut state = self.lock();
         state.totals = state.totals.max(opened.totals);
+        if opened.incomplete {
+            state.incomplete.insert(name);
+        }
         Ok(opened)
+    }
+
+    /// Tells how many snapshots there are, how fresh that is, and which of those that were opened lack something.
+    #[must_use]
+    pub fn shown(&self) -> Value {
+        let (names, (age_ms, is_failing)) = (self.0.listing.known(), self.0.listing.freshness());
+        let state = self.lock();
+        let incomplete = state.incomplete.iter().filter_map(|name| names.times.get(names.position(*name)?));
+        json!({
+            "known": names.snapshots.len(),
+            "listed_seconds_ago": age_ms / 1000,
+            "listing_fails": is_failing,
+            "incomplete": incomplete.collect::<Vec<_>>(),
+        })
     }
 
     /// Finds a name in a folder of the virtual top.
@@ -209,6 +254,13 @@ impl Roots {
     /// # Errors
     /// [`FsError`]; `None` where the folder has no such name.
     pub async fn lookup(&self, folder: &Root, name: &str) -> Result<Option<Root>, FsError> {
+        // No look at snapshots.
+        match (&folder.what, name) {
+            (What::Top, ".kloset") => return Ok(Some(self.intern(folder, name, What::Control))),
+            (What::Control, "status.json") => return Ok(Some(self.intern(folder, name, What::Status))),
+            (What::Control, _) => return Ok(None),
+            _ => {}
+        }
         let need = if name == "latest" { Need::Fresh } else { Need::Known };
         let names = self.0.listing.names(need).await;
         if let Some(what) = self.find(folder, name, &names).await? {
@@ -228,6 +280,9 @@ impl Roots {
     /// # Errors
     /// [`FsError`].
     pub async fn list(&self, folder: &Root) -> Result<Vec<Root>, FsError> {
+        if folder.what == What::Control {
+            return Ok(vec![self.intern(folder, "status.json", What::Status)]);
+        }
         let names = self.0.listing.names(Need::Fresh).await;
         let children = self.children(folder, &names).await?;
         let mut roots: Vec<Root> =
@@ -254,7 +309,8 @@ impl Roots {
             What::Tags => self.tags(names).await?.into_keys().map(|t| (t.to_string(), What::Tag(t))).collect(),
             What::Host(host) => links(names, self.hosts(names).await?.get(host)),
             What::Tag(tag) => links(names, self.tags(names).await?.get(tag)),
-            What::Link(..) | What::Snapshot(_) => return Err(FsError::NotDirectory),
+            What::Control => Vec::new(),
+            What::Link(..) | What::Snapshot(_) | What::Status => return Err(FsError::NotDirectory),
         })
     }
 

@@ -4,23 +4,28 @@
 //! polls once in his own thread and hands over to the runtime only what waits for the store. Nothing is changed by
 //! anything here. It does not know FUSE.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::json;
 
 use super::attr::{Attr, Kind, seek_hole_or_data};
 use super::directory::{self, Leaf};
 use super::errno::FsError;
+use super::filter::Wanted;
 use super::inodes::{Home, Identity, Inodes, NODE_BIT, Place};
 use super::listing::REFRESH_DEFAULT;
 use super::readahead::{Readahead, WINDOW_BYTES_MAX};
 use super::roots::{Root, Roots, Stale, TOP, What};
+use super::status::Status;
+use super::xattrs::has_acl;
 use crate::repo::layout::SnapshotName;
-use crate::repo::path::leaf;
+use crate::repo::path::{self, leaf, resolve};
 use crate::repo::reader::{Reader, pieces};
-use crate::repo::tree::{FileContent, Node, NodeKind, Page, TreeRef};
+use crate::repo::tree::{FileContent, Node, NodeKind, Page, Time, TreeRef};
 use crate::repo::{READER_BYTES_DEFAULT, Repo, RepoError};
+use crate::store::Store;
 
 /// How long the kernel may keep what is inside a snapshot, names that are not there among it: nothing ever changes.
 pub const FIXED_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -28,16 +33,18 @@ pub const FIXED_TTL: Duration = Duration::from_secs(24 * 3600);
 pub const TOP_TTL: Duration = Duration::from_secs(1);
 /// A file of fewer bytes is not watched for sequential reading: the readahead along the pack does it.
 const WATCHED_BYTES_MIN: u64 = 1 << 20;
-/// Extended attribute with a snapshot's id.
-const SNAPSHOT_XATTR: &str = "user.kloset.snapshot";
-/// Extended attribute of a snapshot that lacks something.
-const INCOMPLETE_XATTR: &str = "user.kloset.incomplete";
+/// The length of `status.json` is a multiple of this.
+const STATUS_STEP_BYTES: usize = 4096;
 
 /// How a view is to be.
 #[derive(Clone, Debug)]
 pub struct ViewOptions {
     /// Shows this snapshot alone, its root as the root of the mount.
     pub only: Option<SnapshotName>,
+    /// With `only`: shows this folder of it, the root where it is empty.
+    pub path: Vec<u8>,
+    /// Shows these snapshots only.
+    pub wanted: Wanted,
     /// About how much memory caches may take.
     pub memory_bytes: usize,
     /// How old the list of snapshots may be for who looks; `None` renews it only by [`View::renew`].
@@ -48,12 +55,23 @@ pub struct ViewOptions {
     pub uid: Option<u32>,
     /// Group id to show for everything instead of the stored ones.
     pub gid: Option<u32>,
+    /// Shows everything as readable for its owner, and no ACLs.
+    pub readable: bool,
 }
 
 impl Default for ViewOptions {
     fn default() -> Self {
-        let refresh = Some(REFRESH_DEFAULT);
-        Self { only: None, memory_bytes: READER_BYTES_DEFAULT, refresh, owner: (0, 0), uid: None, gid: None }
+        Self {
+            only: None,
+            path: Vec::new(),
+            wanted: Wanted::default(),
+            memory_bytes: READER_BYTES_DEFAULT,
+            refresh: Some(REFRESH_DEFAULT),
+            owner: (0, 0),
+            uid: None,
+            gid: None,
+            readable: false,
+        }
     }
 }
 
@@ -105,10 +123,24 @@ pub struct View(Arc<Inner>);
 
 struct Inner {
     roots: Roots,
+    /// The folder that is the root of the mount, where it is not a snapshot's root.
+    top: Option<Node>,
+    status: Arc<Status>,
+    shown: Mutex<Text>,
+    store: Store,
     inodes: Inodes,
     reader: Reader,
     ahead: Readahead,
     options: ViewOptions,
+}
+
+/// What `status.json` holds: made anew whenever its name is looked up, which the kernel does each time it is opened.
+#[derive(Default)]
+struct Text {
+    bytes: Bytes,
+    /// Makes each another one for the kernel, which keeps what it has read of a file that did not change.
+    number: u32,
+    unix_ms: i64,
 }
 
 /// A directory inside a snapshot.
@@ -121,13 +153,13 @@ struct Directory {
 }
 
 /// A node with the page that holds it.
-struct NodeAt {
+pub(super) struct NodeAt {
     page: Arc<Page>,
-    place: Place,
+    pub(super) place: Place,
 }
 
 impl NodeAt {
-    fn node(&self) -> Result<&Node, FsError> {
+    pub(super) fn node(&self) -> Result<&Node, FsError> {
         leaf(&self.page).get(self.place.slot as usize).ok_or(FsError::Stale)
     }
 
@@ -141,16 +173,16 @@ impl NodeAt {
 }
 
 /// What an inode number stands for.
-enum Inode {
+pub(super) enum Inode {
     Root(Root),
     Node(NodeAt),
 }
 
 impl View {
-    /// Lists the snapshots, which is the only request, and returns the view of them.
+    /// Lists the snapshots, which is the only request unless a choice needs more, and returns the view of them.
     ///
     /// # Errors
-    /// [`RepoError::WriteOnly`] with a key that cannot read, [`RepoError::Store`].
+    /// [`RepoError::WriteOnly`] with a key that cannot read, [`RepoError::NoPath`], [`RepoError::Store`].
     pub async fn new(repo: Repo, options: ViewOptions) -> Result<Self, RepoError> {
         if !repo.keys.can_read() {
             return Err(RepoError::WriteOnly);
@@ -158,8 +190,20 @@ impl View {
         let reader = repo.reader(options.memory_bytes);
         // An eighth of the caches may lie ahead of a reader: what is on its way comes on top of them.
         let ahead = Readahead::new(WINDOW_BYTES_MAX.min(options.memory_bytes as u64 / 8));
-        let roots = Roots::new(repo, options.only, options.refresh).await?;
-        Ok(Self(Arc::new(Inner { roots, inodes: Inodes::default(), reader, ahead, options })))
+        let (store, status) = (repo.store.clone(), Arc::new(Status::new(repo.env.clock.clone())));
+        let roots = Roots::new(repo, options.only, options.wanted.clone(), options.refresh).await?;
+        let top = match options.only {
+            Some(name) => folder(&reader, roots.open(name).await?.tree, &options.path).await?,
+            None => None,
+        };
+        let (inodes, shown) = (Inodes::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { roots, top, status, shown, store, inodes, reader, ahead, options })))
+    }
+
+    /// Returns the counters of this mount.
+    #[must_use]
+    pub fn status(&self) -> Arc<Status> {
+        self.0.status.clone()
     }
 
     /// Has `tell` called with the names that no longer hold after each change of the list of snapshots.
@@ -184,7 +228,11 @@ impl View {
             Err(root) => {
                 let Ok(name) = std::str::from_utf8(name) else { return Ok(Found { attr: None, ttl: TOP_TTL }) };
                 let found = self.0.roots.lookup(&root, name).await?;
-                Ok(Found { attr: found.map(|root| self.root_attr(&root)), ttl: TOP_TTL })
+                if found.as_ref().is_some_and(|root| root.what == What::Status) {
+                    self.renew_status();
+                }
+                let ttl = found.as_ref().map_or(TOP_TTL, ttl);
+                Ok(Found { attr: found.map(|root| self.root_attr(&root)), ttl })
             }
         }
     }
@@ -210,7 +258,7 @@ impl View {
     /// [`FsError`].
     pub async fn getattr(&self, number: u64) -> Result<Shown, FsError> {
         Ok(match self.inode(number).await? {
-            Inode::Root(root) => Shown { attr: self.root_attr(&root), ttl: TOP_TTL },
+            Inode::Root(root) => Shown { attr: self.root_attr(&root), ttl: ttl(&root) },
             Inode::Node(at) => Shown { attr: self.attr(at.node()?, number), ttl: FIXED_TTL },
         })
     }
@@ -296,7 +344,7 @@ impl View {
         }
         for child in children.iter().filter(|child| u64::from(child.sequence) + 2 > offset) {
             let next = u64::from(child.sequence) + 2;
-            let line = Line { name: child.name.as_bytes(), attr: self.root_attr(child), ttl: TOP_TTL, next };
+            let line = Line { name: child.name.as_bytes(), attr: self.root_attr(child), ttl: ttl(child), next };
             if take(&line) {
                 break;
             }
@@ -311,6 +359,12 @@ impl View {
     pub async fn read(&self, number: u64, offset: u64, size: u32) -> Result<Bytes, FsError> {
         let at = match self.inode(number).await? {
             Inode::Node(at) => at,
+            Inode::Root(Root { what: What::Status, .. }) => {
+                let text = self.0.shown.lock().expect("no panic while held").bytes.clone();
+                let end = offset.saturating_add(u64::from(size)).min(text.len() as u64);
+                let (from, to) = (offset.min(end), end);
+                return Ok(text.slice(usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(0)));
+            }
             Inode::Root(_) => return Err(FsError::IsDirectory),
         };
         let file = at.file()?;
@@ -338,55 +392,6 @@ impl View {
         }
     }
 
-    /// Returns the names of an inode's extended attributes, each with a NUL behind it.
-    ///
-    /// # Errors
-    /// [`FsError`].
-    pub async fn listxattr(&self, number: u64) -> Result<Vec<u8>, FsError> {
-        let mut names = Vec::new();
-        let mut add = |name: &[u8]| {
-            names.extend_from_slice(name);
-            names.push(0);
-        };
-        match self.inode(number).await? {
-            Inode::Root(root) => self.root_xattrs(&root).await?.iter().for_each(|(name, _)| add(name.as_bytes())),
-            Inode::Node(at) => at.node()?.xattrs.iter().for_each(|(name, _)| add(name)),
-        }
-        Ok(names)
-    }
-
-    /// Returns the value of an extended attribute, as it was stored.
-    ///
-    /// # Errors
-    /// [`FsError::NoAttribute`], [`FsError`].
-    pub async fn getxattr(&self, number: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        match self.inode(number).await? {
-            Inode::Root(Root { what: What::Snapshot(_), .. }) if !name.starts_with(b"user.kloset.") => {
-                Err(FsError::NoAttribute)
-            }
-            Inode::Root(root) => {
-                let xattrs = self.root_xattrs(&root).await?;
-                let found = xattrs.into_iter().find(|xattr| xattr.0.as_bytes() == name);
-                found.map(|xattr| xattr.1.into_bytes()).ok_or(FsError::NoAttribute)
-            }
-            Inode::Node(at) => {
-                let xattrs = &at.node()?.xattrs;
-                let found = xattrs.binary_search_by(|xattr| xattr.0.as_slice().cmp(name));
-                found.map(|at| xattrs[at].1.clone()).map_err(|_| FsError::NoAttribute)
-            }
-        }
-    }
-
-    async fn root_xattrs(&self, root: &Root) -> Result<Vec<(&'static str, String)>, FsError> {
-        let What::Snapshot(name) = root.what else { return Ok(Vec::new()) };
-        let mut xattrs = Vec::new();
-        if self.0.roots.open(name).await?.incomplete {
-            xattrs.push((INCOMPLETE_XATTR, "1".to_owned()));
-        }
-        xattrs.push((SNAPSHOT_XATTR, name.id.to_string()));
-        Ok(xattrs)
-    }
-
     /// Tells how much there is, from memory: the largest snapshot that was opened so far.
     #[must_use]
     pub fn statfs(&self) -> Space {
@@ -408,7 +413,7 @@ impl View {
         self.0.inodes.len()
     }
 
-    async fn inode(&self, number: u64) -> Result<Inode, FsError> {
+    pub(super) async fn inode(&self, number: u64) -> Result<Inode, FsError> {
         if number & NODE_BIT == 0 {
             return self.0.roots.root(number).map(Inode::Root).ok_or(FsError::Stale);
         }
@@ -422,10 +427,10 @@ impl View {
         match self.inode(number).await? {
             Inode::Root(root) => match root.what {
                 What::Snapshot(name) => {
-                    let tree = self.0.roots.open(name).await?.tree;
+                    let tree = self.snapshot_tree(&root, name).await?;
                     Ok(Ok(Directory { number, parent: root.parent, snapshot: root.sequence, tree }))
                 }
-                What::Link(..) => Err(FsError::NotDirectory),
+                What::Link(..) | What::Status => Err(FsError::NotDirectory),
                 _ => Ok(Err(root)),
             },
             Inode::Node(at) => match at.node()?.kind {
@@ -436,6 +441,34 @@ impl View {
                 _ => Err(FsError::NotDirectory),
             },
         }
+    }
+
+    /// Returns the tree of a snapshot's root, or of the folder of it that is shown.
+    pub(super) async fn snapshot_tree(&self, root: &Root, name: SnapshotName) -> Result<TreeRef, RepoError> {
+        match self.top_node() {
+            Some(Node { kind: NodeKind::Directory(tree), .. }) if root.is_top() => Ok(*tree),
+            _ => Ok(self.0.roots.open(name).await?.tree),
+        }
+    }
+
+    pub(super) fn top_node(&self) -> Option<&Node> {
+        self.0.top.as_ref()
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        self.0.options.readable
+    }
+
+    pub(super) fn reader(&self) -> &Reader {
+        &self.0.reader
+    }
+
+    pub(super) fn roots(&self) -> &Roots {
+        &self.0.roots
+    }
+
+    pub(super) fn snapshot(&self, sequence: u32) -> Option<SnapshotName> {
+        self.0.roots.snapshot(sequence)
     }
 
     fn identity(&self, directory: &Directory, node: &Node) -> Result<Identity, FsError> {
@@ -450,22 +483,78 @@ impl View {
     }
 
     fn attr(&self, node: &Node, number: u64) -> Attr {
-        self.owned(Attr::of(node, number))
+        let attr = self.owned(Attr::of(node, number));
+        match self.0.options.readable {
+            true => attr.readable(has_acl(node)),
+            false => attr,
+        }
     }
 
     fn root_attr(&self, root: &Root) -> Attr {
+        if let Some(node) = self.top_node().filter(|_| root.is_top()) {
+            return self.attr(node, root.number);
+        }
         let (link, unix_ms) = match &root.what {
             What::Link(target, unix_ms) => (Some(&**target), *unix_ms),
             What::Snapshot(name) => (None, name.unix_ms),
+            What::Status => return self.status_attr(root.number),
             _ => (None, self.0.roots.newest_unix_ms()),
         };
         self.owned(Attr::of_root(root.number, link, unix_ms, self.0.options.owner))
+    }
+
+    /// Writes `status.json` anew.
+    fn renew_status(&self) {
+        let inner = &*self.0;
+        let mut value = inner.status.shown();
+        let counts = inner.store.counts();
+        value["store"] = json!({
+            "gets": counts.gets, "lists": counts.lists, "http_requests": counts.http_requests,
+            "bytes_down": counts.bytes_down,
+        });
+        value["snapshots"] = inner.roots.shown();
+        value["inodes"] = inner.inodes.len().into();
+        value["memory_limit_bytes"] = inner.options.memory_bytes.into();
+        // Of one length, so that who reads while another one looks does not meet an end that moves.
+        let text = format!("{value:#}");
+        let bytes = format!("{text:width$}\n", width = text.len().next_multiple_of(STATUS_STEP_BYTES) - 1);
+        let mut shown = self.0.shown.lock().expect("no panic while held");
+        let number = (shown.number + 1) % 1_000_000;
+        *shown = Text { bytes: bytes.into(), number, unix_ms: inner.status.unix_ms() };
+    }
+
+    fn status_attr(&self, number: u64) -> Attr {
+        let (bytes, nanos, unix_ms) = {
+            let shown = self.0.shown.lock().expect("no panic while held");
+            (shown.bytes.len() as u64, shown.number, shown.unix_ms)
+        };
+        let attr = self.owned(Attr::of_root(number, None, unix_ms, self.0.options.owner));
+        let mtime = Time { nanos: attr.mtime.nanos + nanos, ..attr.mtime };
+        Attr { kind: Kind::File, mode: 0o444, bytes, blocks: bytes.div_ceil(512), mtime, ctime: mtime, ..attr }
     }
 
     fn owned(&self, attr: Attr) -> Attr {
         let options = &self.0.options;
         Attr { uid: options.uid.unwrap_or(attr.uid), gid: options.gid.unwrap_or(attr.gid), ..attr }
     }
+}
+
+/// How long the kernel may keep what it knows of an inode of the virtual top.
+fn ttl(root: &Root) -> Duration {
+    match root.what {
+        What::Status => Duration::ZERO,
+        _ => TOP_TTL,
+    }
+}
+
+/// Finds the folder of a snapshot that is to be shown; `None` for its root.
+async fn folder(reader: &Reader, root: TreeRef, path: &[u8]) -> Result<Option<Node>, RepoError> {
+    let found = resolve(reader, root, path).await?;
+    found.directory(path)?;
+    Ok(match found {
+        path::Found::Root(_) => None,
+        path::Found::Node(node) => Some(*node),
+    })
 }
 
 /// Lists `.` and `..` if they are not behind; returns whether there was no room.

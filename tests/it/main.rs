@@ -24,6 +24,7 @@ mod requests;
 mod restore;
 mod roundtrip;
 mod service;
+mod shown;
 mod store;
 mod support;
 mod tidy;
