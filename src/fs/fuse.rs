@@ -172,13 +172,10 @@ impl Filesystem for Fuse {
             self.status.denied();
             return reply.error(Errno::EACCES);
         }
-        let (view, status) = (self.view.clone(), self.status.clone());
+        let view = self.view.clone();
         let work = async move { view.read(inode.0, offset, size).await };
-        self.answer((Asked::Read, request), work, move |bytes| match bytes {
-            Ok(bytes) => {
-                status.handed_out(bytes.len());
-                reply.data(&bytes);
-            }
+        self.answer((Asked::Read, request), work, |bytes| match bytes {
+            Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
         });
     }

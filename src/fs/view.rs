@@ -375,7 +375,9 @@ impl View {
                 tokio::spawn(prefetch(self.0.reader.clone(), at.page.clone(), at.place.slot, ahead));
             }
         }
-        Ok(self.0.reader.read(file, range).await?)
+        let bytes = self.0.reader.read(file, range).await?;
+        self.0.status.handed_out(bytes.len());
+        Ok(bytes)
     }
 
     /// Finds the next data or hole of a file.
