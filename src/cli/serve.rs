@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::args::Global;
 use super::background;
@@ -57,7 +58,7 @@ pub(crate) fn serve(
         }
         let systemd = Systemd::of(global);
         systemd.ready();
-        let served = tokio::task::spawn_blocking(move || mounted.wait());
+        let served = serve_apart(mounted);
         let ended = tokio::select! {
             ended = wait(served, &mut signals, &unmounter, &view) => ended,
             () = systemd.stay_alive(&unmounter) => unreachable!("it returns never"),
@@ -115,8 +116,15 @@ fn given_up(mounted: &Mounted, problem: &str) -> CliError {
     CliError::failed(format!("{:?} was mounted but cannot be looked at: {problem}", mounted.mountpoint))
 }
 
+/// Serves in a thread that the end of this process does not wait for, as it would for one of the runtime's.
+fn serve_apart(mounted: Mounted) -> oneshot::Receiver<std::io::Result<()>> {
+    let (told, served) = oneshot::channel();
+    std::thread::spawn(move || told.send(mounted.wait()));
+    served
+}
+
 async fn wait(
-    mut served: tokio::task::JoinHandle<std::io::Result<()>>,
+    mut served: oneshot::Receiver<std::io::Result<()>>,
     signals: &mut Signals,
     unmounter: &Unmounter,
     view: &View,

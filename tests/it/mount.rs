@@ -475,6 +475,16 @@ fn signals_end_a_mount_well() {
     assert_eq!(content, "content\n");
     drop(held);
     assert!(child.wait().unwrap().success());
+
+    let mut child = home.serve();
+    let held = fs::File::open(home.file()).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let signal = || rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    signal().unwrap();
+    until("unmounted", || !home.is_mounted());
+    signal().unwrap();
+    until("ended", || child.try_wait().unwrap().is_some());
+    drop(held);
 }
 
 /// A mount whose program has died answers with an error until `umount` clears it, which the next `mount` says.
