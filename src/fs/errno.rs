@@ -29,6 +29,9 @@ pub enum FsError {
     /// Nothing has that name.
     #[error("no such entry")]
     NoEntry,
+    /// Longer than any name.
+    #[error("the name is too long")]
+    NameTooLong,
     /// Only directories can be looked into.
     #[error("not a directory")]
     NotDirectory,
@@ -62,6 +65,7 @@ impl FsError {
         match self {
             Self::Repo(error) => repo_errno(error),
             Self::NoEntry => Errno::NOENT,
+            Self::NameTooLong => Errno::NAMETOOLONG,
             Self::NotDirectory => Errno::NOTDIR,
             Self::IsDirectory => Errno::ISDIR,
             Self::Invalid => Errno::INVAL,

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use crate::repo::layout::SnapshotName;
 
 /// No name is longer, in bytes: Linux' `NAME_MAX`.
-const NAME_BYTES_MAX: usize = 255;
+pub(super) const NAME_BYTES_MAX: usize = 255;
 /// Hex digits of a short id.
 const SHORT_DIGITS: usize = 8;
 

@@ -16,6 +16,7 @@ use super::errno::FsError;
 use super::filter::Wanted;
 use super::inodes::{Home, Identity, Inodes, NODE_BIT, Place};
 use super::listing::REFRESH_DEFAULT;
+use super::names::NAME_BYTES_MAX;
 use super::readahead::{Readahead, WINDOW_BYTES_MAX};
 use super::roots::{Root, Roots, Stale, TOP, What};
 use super::status::Status;
@@ -223,6 +224,10 @@ impl View {
     /// # Errors
     /// [`FsError`].
     pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Found, FsError> {
+        // The kernel asks for names of up to 1024 bytes.
+        if name.len() > NAME_BYTES_MAX {
+            return Err(FsError::NameTooLong);
+        }
         match self.directory(parent).await? {
             Ok(directory) => self.lookup_node(&directory, name).await,
             Err(root) => {

@@ -286,9 +286,11 @@ impl Walk<'_> {
             let below = if path.is_empty() { name } else { [&path[..], b"/", &name].concat() };
             self.entry(shown, below).await;
         }
-        for missing in [&b"aaaa"[..], b"-\xff", b"\0", &[b'x'; 300]] {
+        for missing in [&b"aaaa"[..], b"-\xff", b"\0", &[b'x'; 255]] {
             assert_eq!(self.lookup(attr.number, missing).await, None);
         }
+        let too_long = self.view.lookup(attr.number, &[b'x'; 256]).await;
+        assert!(matches!(too_long, Err(FsError::NameTooLong)), "{too_long:?}");
         let read = self.view.read(attr.number, 0, 10).await;
         assert!(matches!(read, Err(FsError::IsDirectory)), "{read:?}");
     }
