@@ -13,6 +13,7 @@ mod calm;
 mod check;
 mod cli_config;
 mod crash;
+mod exerciser;
 mod faults;
 mod fixtures;
 mod fresh;
