@@ -163,6 +163,7 @@ mod tests {
 
     use super::*;
 
+    /// Damage is logged once for each object, an outage every ten seconds at most.
     #[test]
     fn damage_is_told_once_for_each_object() {
         let clock = Clock::Manual(Arc::new(AtomicI64::new(0)));

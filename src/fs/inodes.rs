@@ -293,6 +293,8 @@ mod tests {
         Place { home: Home { directory: 1, snapshot: 0, page }, slot }
     }
 
+    /// The names of a file with several hard links share one inode, with one exception: if the file was changed while
+    /// its names were backed up one after the other, each shows what was read.
     #[test]
     fn names_of_one_file_share_an_inode_within_a_snapshot_and_as_long_as_they_agree() {
         let of = |directory, snapshot, node: &Node| Identity::of(directory, snapshot, node);

@@ -22,6 +22,7 @@ pub mod names;
 pub mod readahead;
 pub mod roots;
 pub mod status;
+mod status_file;
 pub mod view;
 pub mod wait;
 pub mod xattrs;

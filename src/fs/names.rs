@@ -114,6 +114,7 @@ mod tests {
         SnapshotName { unix_ms, id: SnapshotId(id) }
     }
 
+    /// Where two snapshots share a second, their names end with the short id: `2026-11-22_13-58-00-3f2a91c0`.
     #[test]
     fn a_snapshot_is_named_by_its_second_and_by_its_id_where_that_is_shared() {
         let names = Names::new(vec![snapshot(1_795_355_880_000, 1, 1), snapshot(1_795_355_880_900, 2, 2)]);
@@ -122,6 +123,8 @@ mod tests {
         assert_eq!(alone.times, ["2026-11-22_13-58-00"]);
     }
 
+    /// That form always works, also where it is not listed, and the time alone then means the oldest snapshot of that
+    /// second: a path that was written down stays good, whatever other snapshots come and go.
     #[test]
     fn a_name_that_was_good_stays_good_when_others_come_and_go() {
         let (a, b) = (snapshot(1_795_355_880_000, 1, 1), snapshot(1_795_355_880_900, 2, 2));
@@ -136,6 +139,8 @@ mod tests {
         }
     }
 
+    /// In `ids/` a snapshot is named by the first eight digits of its id, by all 32 where eight are ambiguous; any
+    /// unambiguous beginning from eight digits on works.
     #[test]
     fn an_id_is_eight_digits_and_all_of_them_where_that_is_ambiguous() {
         let names = Names::new(vec![snapshot(1, 1, 1), snapshot(2, 1, 2), snapshot(3, 3, 3)]);
@@ -148,6 +153,7 @@ mod tests {
         }
     }
 
+    /// Slashes and NULs in hosts and tags become `_`, and so does a dot at the beginning.
     #[test]
     fn hosts_and_tags_become_names() {
         for (text, name) in [("a/b", "a_b"), (".x", "_x"), ("..", "_."), ("", "_"), ("a b\0", "a b_"), ("é", "é")] {

@@ -4,7 +4,7 @@
 //! polls once in his own thread and hands over to the runtime only what waits for the store. Nothing is changed by
 //! anything here. It does not know FUSE.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,11 +20,12 @@ use super::names::NAME_BYTES_MAX;
 use super::readahead::{Readahead, WINDOW_BYTES_MAX};
 use super::roots::{Root, Roots, Stale, TOP, What};
 use super::status::Status;
+use super::status_file::StatusFile;
 use super::xattrs::has_acl;
 use crate::repo::layout::SnapshotName;
 use crate::repo::path::{self, leaf, resolve};
 use crate::repo::reader::{Reader, pieces};
-use crate::repo::tree::{FileContent, Node, NodeKind, Page, Time, TreeRef};
+use crate::repo::tree::{FileContent, Node, NodeKind, Page, TreeRef};
 use crate::repo::{READER_BYTES_DEFAULT, Repo, RepoError};
 use crate::store::Store;
 
@@ -34,9 +35,6 @@ pub const FIXED_TTL: Duration = Duration::from_secs(24 * 3600);
 pub const TOP_TTL: Duration = Duration::from_secs(1);
 /// A file of fewer bytes is not watched for sequential reading: the readahead along the pack does it.
 const WATCHED_BYTES_MIN: u64 = 1 << 20;
-/// The length of `status.json` is a multiple of this.
-const STATUS_STEP_BYTES: usize = 4096;
-
 /// How a view is to be.
 #[derive(Clone, Debug)]
 pub struct ViewOptions {
@@ -127,21 +125,12 @@ struct Inner {
     /// The folder that is the root of the mount, where it is not a snapshot's root.
     top: Option<Node>,
     status: Arc<Status>,
-    shown: Mutex<Text>,
+    status_file: StatusFile,
     store: Store,
     inodes: Inodes,
     reader: Reader,
     ahead: Readahead,
     options: ViewOptions,
-}
-
-/// What `status.json` holds: made anew whenever its name is looked up, which the kernel does each time it is opened.
-#[derive(Default)]
-struct Text {
-    bytes: Bytes,
-    /// Makes each another one for the kernel, which keeps what it has read of a file that did not change.
-    number: u32,
-    unix_ms: i64,
 }
 
 /// A directory inside a snapshot.
@@ -197,8 +186,8 @@ impl View {
             Some(name) => folder(&reader, roots.open(name).await?.tree, &options.path).await?,
             None => None,
         };
-        let (inodes, shown) = (Inodes::default(), Mutex::default());
-        Ok(Self(Arc::new(Inner { roots, top, status, shown, store, inodes, reader, ahead, options })))
+        let (inodes, status_file) = (Inodes::default(), StatusFile::default());
+        Ok(Self(Arc::new(Inner { roots, top, status, status_file, store, inodes, reader, ahead, options })))
     }
 
     /// Returns the counters of this mount.
@@ -365,10 +354,7 @@ impl View {
         let at = match self.inode(number).await? {
             Inode::Node(at) => at,
             Inode::Root(Root { what: What::Status, .. }) => {
-                let text = self.0.shown.lock().expect("no panic while held").bytes.clone();
-                let end = offset.saturating_add(u64::from(size)).min(text.len() as u64);
-                let (from, to) = (offset.min(end), end);
-                return Ok(text.slice(usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(0)));
+                return Ok(self.0.status_file.read(offset, size));
             }
             Inode::Root(_) => return Err(FsError::IsDirectory),
         };
@@ -504,7 +490,10 @@ impl View {
         let (link, unix_ms) = match &root.what {
             What::Link(target, unix_ms) => (Some(&**target), *unix_ms),
             What::Snapshot(name) => (None, name.unix_ms),
-            What::Status => return self.status_attr(root.number),
+            What::Status => {
+                let of_root = |unix_ms| self.owned(Attr::of_root(root.number, None, unix_ms, self.0.options.owner));
+                return self.0.status_file.attr(of_root);
+            }
             _ => (None, self.0.roots.newest_unix_ms()),
         };
         self.owned(Attr::of_root(root.number, link, unix_ms, self.0.options.owner))
@@ -522,22 +511,7 @@ impl View {
         value["snapshots"] = inner.roots.shown();
         value["inodes"] = inner.inodes.len().into();
         value["memory_limit_bytes"] = inner.options.memory_bytes.into();
-        // Of one length, so that who reads while another one looks does not meet an end that moves.
-        let text = format!("{value:#}");
-        let bytes = format!("{text:width$}\n", width = text.len().next_multiple_of(STATUS_STEP_BYTES) - 1);
-        let mut shown = self.0.shown.lock().expect("no panic while held");
-        let number = (shown.number + 1) % 1_000_000;
-        *shown = Text { bytes: bytes.into(), number, unix_ms: inner.status.unix_ms() };
-    }
-
-    fn status_attr(&self, number: u64) -> Attr {
-        let (bytes, nanos, unix_ms) = {
-            let shown = self.0.shown.lock().expect("no panic while held");
-            (shown.bytes.len() as u64, shown.number, shown.unix_ms)
-        };
-        let attr = self.owned(Attr::of_root(number, None, unix_ms, self.0.options.owner));
-        let mtime = Time { nanos: attr.mtime.nanos + nanos, ..attr.mtime };
-        Attr { kind: Kind::File, mode: 0o444, bytes, blocks: bytes.div_ceil(512), mtime, ctime: mtime, ..attr }
+        inner.status_file.renew(&value, inner.status.unix_ms());
     }
 
     fn owned(&self, attr: Attr) -> Attr {

@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
@@ -48,19 +48,22 @@ fn check_goes_on_after(mode: Mode) {
     assert!(read == content, "{mode:?}");
 }
 
-/// A copy goes on when the network comes back: nothing came any more for a while.
+/// A copy goes on when the network comes back: after nothing came any more for a while, after every connection broke,
+/// after the server answered 503.
 #[test]
 fn a_copy_goes_on_after_the_network_stood_still() {
     check_goes_on_after(Mode::Frozen);
 }
 
-/// A copy goes on when the network comes back: every connection broke for a while.
+/// A copy goes on when the network comes back: after nothing came any more for a while, after every connection broke,
+/// after the server answered 503.
 #[test]
 fn a_copy_goes_on_after_connections_broke() {
     check_goes_on_after(Mode::Broken);
 }
 
-/// A copy goes on when the server comes back: it answered 503 for a while.
+/// A copy goes on when the network comes back: after nothing came any more for a while, after every connection broke,
+/// after the server answered 503.
 #[test]
 fn a_copy_goes_on_after_the_server_was_busy() {
     check_goes_on_after(Mode::Busy);
@@ -142,7 +145,7 @@ fn check_dies(program: &Program, command: &mut Command, signal: Signal) {
     until("dead", || child.try_wait().unwrap().is_some());
 }
 
-/// A mount can be taken away while somebody in it waits for a silent store; who waits gets his answer when the store is
+/// A mount can be taken away while somebody in it waits (`umount --lazy`); who waits gets his answer when the store is
 /// back, and then the program ends well.
 #[test]
 fn a_busy_mount_goes_out_of_sight_though_the_store_is_silent() {
@@ -169,7 +172,28 @@ fn a_busy_mount_goes_out_of_sight_though_the_store_is_silent() {
     assert!(serving.ends_well());
 }
 
-/// Sixty-four programs at once read the same and different files, each the truth.
+/// Who looks waits two seconds for it at most, and only for one that has just begun.
+#[test]
+fn a_look_at_the_list_waits_two_seconds_for_a_silent_store() {
+    if !may_mount() {
+        return;
+    }
+    let program = Program::new(&[("file", b"content\n")]);
+    let _serving = program.serve(&["--refresh", "1", "--no-cache"]);
+    let look = || {
+        let begun = Instant::now();
+        assert_eq!(fs::read_dir(program.mountpoint().join("snapshots")).unwrap().count(), 1);
+        begun.elapsed()
+    };
+    look();
+    program.gate.set(Mode::Frozen);
+    std::thread::sleep(Duration::from_millis(1500));
+    let (first, second) = (look(), look());
+    assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&first), "{first:?}");
+    assert!(second < Duration::from_secs(1), "{second:?}");
+}
+
+/// Any number of programs may read at once, each the truth.
 #[test]
 fn sixty_four_readers_at_once_read_the_truth() {
     if !may_mount() {

@@ -159,7 +159,7 @@ fn random_reads_bring_what_was_backed_up() {
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
                 let all = &all;
-                scope.spawn(move || exercise(seed * 1000 + thread, all, size(150, 2000)));
+                scope.spawn(move || exercise(seed * 1000 + thread, all, size(150, 500)));
             }
         });
     }

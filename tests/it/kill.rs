@@ -153,7 +153,7 @@ fn wait_all(readers: Vec<Child>) {
 }
 
 /// A mount that is killed while programs read from it leaves a dead mount point, whose users get an error and do not
-/// hang; `umount` clears it, the next mount works, and the kloset is as it was.
+/// hang; the kloset is as it was.
 #[test]
 fn a_mount_killed_at_any_moment_is_dead_at_once_and_cleared_and_harms_nothing() {
     if !may_mount() {

@@ -285,8 +285,8 @@ fn units() -> Vec<(PathBuf, String)> {
     files.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// The units in `scripts/systemd` ask for nothing that would put the service into a mount namespace of its own, where
-/// nobody else would see the mount.
+// The units in `scripts/systemd` ask for nothing that would put the service into a mount namespace of its own, where
+// nobody else would see the mount.
 #[test]
 fn the_units_leave_the_mount_where_others_see_it() {
     const HIDES: [&str; 18] = [

@@ -90,7 +90,7 @@ fn hosts_tags_and_paths_choose_what_is_shown() {
 }
 
 /// With `--owner` everything is shown as of who mounts, or of two numbers. With `--readable` its owner can read everything,
-/// whatever modes and ACLs say; nobody else can who could not before.
+/// whatever modes and ACLs say; nobody else can who could not before. The group bits of a file with an ACL are left out.
 #[test]
 fn whose_it_is_and_who_may_read_can_be_chosen() {
     if !may_mount() {

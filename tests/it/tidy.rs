@@ -142,3 +142,95 @@ fn every_test_file_is_listed() {
         }
     }
 }
+
+/// Marks what comes before it, in a paragraph of the page, as held by nothing.
+const UNHELD: &str = "*(Held by no test.)*";
+
+/// Returns a text with single blanks.
+fn flat(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Returns the paragraphs of the comments above a file's tests.
+fn test_comments(content: &str) -> Vec<String> {
+    let (mut comment, mut is_test, mut out) = (String::new(), false, Vec::new());
+    for line in content.lines().map(str::trim_start) {
+        if let Some(text) = line.strip_prefix("///") {
+            comment += &format!("{}\n", text.trim());
+        } else if line.starts_with("#[") {
+            is_test |= line == "#[test]" || line == "#[tokio::test]";
+        } else {
+            let paragraphs = std::mem::take(&mut comment);
+            if std::mem::take(&mut is_test) {
+                out.extend(paragraphs.split("\n\n").map(flat).filter(|paragraph| !paragraph.is_empty()));
+            }
+        }
+    }
+    out
+}
+
+/// Returns what of a paragraph no comment holds and no marker follows.
+fn unheld(paragraph: &str, comments: &[String]) -> Vec<String> {
+    let (mut out, marked) = (Vec::new(), paragraph.matches(UNHELD).count());
+    for (number, part) in paragraph.split(UNHELD).enumerate() {
+        let mut held = vec![false; part.len()];
+        for comment in comments {
+            part.match_indices(&**comment).for_each(|(at, found)| held[at..at + found.len()].fill(true));
+        }
+        let mut left: Vec<String> = part
+            .char_indices()
+            .collect::<Vec<_>>()
+            .chunk_by(|a, b| held[a.0] == held[b.0])
+            .filter(|run| !held[run[0].0])
+            .map(|run| run.iter().map(|one| one.1).collect::<String>().trim().to_owned())
+            .filter(|text| !text.is_empty())
+            .collect();
+        if number < marked && left.pop().is_none_or(|last| !part.trim_end().ends_with(&last)) {
+            out.push(format!("{part}: marked as held by no test, and held"));
+        }
+        out.extend(left);
+    }
+    out
+}
+
+/// Every sentence of `docs/semantics.md` is the comment of a test or says that it is none; and what the tests named
+/// there say in their comments is on the page.
+#[test]
+fn the_promises_of_the_mount_are_the_comments_of_its_tests() {
+    let page = fs::read_to_string(root().join("docs/semantics.md")).unwrap();
+    let (intro, promises) = page.split_once("\n## ").unwrap();
+    let paragraphs: Vec<String> = promises.split("\n\n").skip(1).map(flat).filter(|p| !p.starts_with('#')).collect();
+    let (mut comments, mut wrong, mut named_files) = (Vec::new(), Vec::new(), 0);
+    for (file, content) in [sources("tests/it"), sources("src/fs")].concat() {
+        let found = test_comments(&content);
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if file.starts_with("tests/it") && intro.contains(&format!("{name}`")) && name != "tidy.rs" {
+            named_files += 1;
+            let missing = found.iter().filter(|comment| !paragraphs.iter().any(|text| text.contains(*comment)));
+            wrong.extend(missing.map(|comment| format!("{}: not on the page: {comment}", file.display())));
+        }
+        comments.extend(found);
+    }
+    assert_eq!(named_files, intro.matches(".rs`").count() - 1, "the page names a file of tests that is not there");
+    for paragraph in &paragraphs {
+        wrong.extend(unheld(paragraph, &comments).into_iter().map(|text| format!("held by no test: {text}")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn drift_between_page_and_comments_is_seen() {
+    let comments = test_comments("/// One.\n/// Two.\n///\n/// Three.\n#[test]\nfn a() {}\n/// Four.\nfn b() {}\n");
+    assert_eq!(comments, ["One. Two.", "Three."]);
+    for (paragraph, expected) in [
+        ("One. Two. Three.", vec![]),
+        ("One. Two.", vec![]),
+        ("One. Two, too. Three.", vec!["One. Two, too."]),
+        ("Three. Four.", vec!["Four."]),
+        ("Three. Four. *(Held by no test.)*", vec![]),
+        ("Four. *(Held by no test.)* Three.", vec![]),
+        ("Four. Three. *(Held by no test.)*", vec!["Four. Three. : marked as held by no test, and held"]),
+    ] {
+        assert_eq!(unheld(paragraph, &comments), expected, "{paragraph}");
+    }
+}

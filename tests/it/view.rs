@@ -21,7 +21,11 @@ struct Looked<'a> {
 
 impl Kloset {
     fn look(&self) -> Looked<'_> {
-        let view = self.runtime.block_on(View::new(self.repo.clone(), ViewOptions::default())).unwrap();
+        self.look_with(ViewOptions::default())
+    }
+
+    fn look_with(&self, options: ViewOptions) -> Looked<'_> {
+        let view = self.runtime.block_on(View::new(self.repo.clone(), options)).unwrap();
         Looked { kloset: self, view }
     }
 }
@@ -85,7 +89,8 @@ fn source() -> tempfile::TempDir {
 }
 
 /// The root holds `latest`, a link to the newest snapshot, and four folders. `snapshots/` has one folder a snapshot,
-/// named by its time in UTC without colons. `hosts/HOST/`, `tags/TAG/` and `ids/` hold links to them.
+/// named by its time in UTC without colons: `2026-11-22_13-58-00`. `hosts/HOST/`, `tags/TAG/` and `ids/` hold links to
+/// them, and each host and tag has a `latest` of its own. So whoever walks the whole mount meets every file once.
 #[test]
 fn names_lead_to_snapshots() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -98,6 +103,12 @@ fn names_lead_to_snapshots() {
     assert_eq!(looked.names("hosts/server"), ["2026-11-22_14-00-00", "latest"]);
     assert_eq!(looked.names("tags"), ["_hidden", "daily"]);
     assert_eq!(looked.names("ids").len(), 2);
+    for folder in ["hosts/anna's_pc", "hosts/server", "tags/_hidden", "tags/daily"] {
+        let names = looked.names(folder);
+        assert_eq!(names.last().map(String::as_str), Some("latest"));
+        let is_link = |name| looked.find(&format!("{folder}/{name}")).unwrap().kind == Kind::Symlink;
+        assert!(names.iter().all(is_link), "{folder}: {names:?}");
+    }
     let target =
         |path: &str| String::from_utf8(looked.run(looked.view.readlink(looked.find(path).unwrap().number)).unwrap());
     assert_eq!(target("latest").unwrap(), "snapshots/2026-11-22_14-00-00");
@@ -117,8 +128,8 @@ fn an_empty_kloset_has_folders_and_no_latest() {
     assert!(looked.names("snapshots").is_empty() && looked.names("hosts").is_empty());
 }
 
-/// From start to the first listing there is one request, whatever the number of snapshots; what is in memory already is
-/// answered at the first poll.
+/// From start to the first listing there is one request besides those that open the kloset, whatever the number of
+/// snapshots and the amount of data. `hosts/` and `tags/` open every manifest the first time somebody looks into them.
 #[test]
 fn the_first_listing_is_one_request_whatever_the_size() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -130,11 +141,15 @@ fn the_first_listing_is_one_request_whatever_the_size() {
         assert_eq!(looked.names("snapshots").len(), looked.names("ids").len());
         assert_eq!(kloset.requests() - before, 1);
         assert!(looked.view.lookup(ROOT, b"snapshots").now_or_never().is_some());
+        let (snapshots, before) = (looked.names("snapshots").len() as u64, kloset.requests());
+        assert_eq!((looked.names("hosts"), kloset.requests() - before), (vec!["h".to_owned()], snapshots));
+        assert_eq!((looked.names("tags").len(), kloset.requests() - before), (0, snapshots));
     }
 }
 
-/// A new snapshot is seen within ten seconds, and at once by its name a second later. While the store does not answer,
-/// the last listing stands.
+/// A new snapshot is seen within ten seconds: the listing is read again when it is older than that and somebody looks.
+///
+/// While the store does not answer, the last listing stands.
 #[test]
 fn new_snapshots_appear_and_an_outage_changes_nothing() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -152,6 +167,75 @@ fn new_snapshots_appear_and_an_outage_changes_nothing() {
     // The kernel keeps what a link says as long as its inode lives: where it leads elsewhere, it is another one.
     assert_ne!(looked.find("latest").unwrap().number, before.number);
     assert_eq!(looked.find("latest").map(|_| TOP_TTL.as_secs()), Some(1));
+}
+
+/// Who asks for it by its name sees it after a second.
+///
+/// `refresh=N` makes the ten seconds N.
+#[test]
+fn a_new_snapshot_is_found_by_its_name_before_it_is_listed() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    kloset.backup(folder.path());
+    let refresh = Some(std::time::Duration::from_secs(1000));
+    let looked = kloset.look_with(ViewOptions { refresh, ..ViewOptions::default() });
+    for (count, name) in [(2, "2026-11-22_14-00-00"), (3, "2026-11-22_14-01-00")] {
+        kloset.backup(folder.path());
+        kloset.pass(2);
+        assert_eq!(looked.names("snapshots").len(), count - 1);
+        assert!(looked.find(&format!("snapshots/{name}")).is_some());
+        assert_eq!(looked.names("snapshots").len(), count);
+    }
+    kloset.backup(folder.path());
+    kloset.pass(1000);
+    assert_eq!(looked.names("snapshots").len(), 4);
+}
+
+/// Hosts or tags that become the same name share a folder.
+#[test]
+fn hosts_that_become_one_name_share_a_folder() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    for host in ["a/b", "a_b"] {
+        kloset.backup_as(folder.path(), host, &[&host.replace('a', ".")]);
+    }
+    let looked = kloset.look();
+    assert_eq!((looked.names("hosts"), looked.names("tags")), (vec!["a_b".to_owned()], vec!["__b".to_owned()]));
+    for shared in ["hosts/a_b", "tags/__b"] {
+        assert_eq!(looked.names(shared), ["2026-11-22_13-59-00", "2026-11-22_14-00-00", "latest"]);
+    }
+}
+
+/// A snapshot whose manifest is damaged is not in `hosts/` and `tags/`, since nobody knows whose it is; in `snapshots/`
+/// it is, and looking into it is an error.
+#[test]
+fn a_snapshot_with_a_damaged_manifest_is_listed_and_an_error() {
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    kloset.backup_as(folder.path(), "whole", &["whole"]);
+    kloset.backup_as(folder.path(), "damaged", &["damaged"]);
+    kloset.damage_newest_manifest();
+    let looked = kloset.look();
+    assert_eq!((looked.names("hosts"), looked.names("tags")), (vec!["whole".to_owned()], vec!["whole".to_owned()]));
+    assert_eq!(looked.names("snapshots"), ["2026-11-22_13-59-00", "2026-11-22_14-00-00"]);
+    let damaged = looked.find("snapshots/2026-11-22_14-00-00").unwrap();
+    let error = looked.run(looked.view.lookup(damaged.number, b"tmp")).unwrap_err();
+    assert_eq!(error.errno(), Errno::IO);
+}
+
+/// In a snapshot the paths are those of the source: `latest/etc/fstab`. Folders above what was backed up are as they
+/// were on the source.
+#[test]
+fn folders_above_are_as_they_were() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
+    let above = folder.path().join("above");
+    fs::create_dir_all(above.join("source")).unwrap();
+    fs::write(above.join("not backed up"), "").unwrap();
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o1705)).unwrap();
+    kloset.backup(&above.join("source"));
+    let (looked, was) = (kloset.look(), above.metadata().unwrap());
+    let path = format!("snapshots/2026-11-22_13-59-00{}", above.display());
+    let is = looked.find(&path).unwrap();
+    assert_eq!((is.mode, is.mtime.seconds, is.uid), (0o1705, was.mtime(), was.uid()));
+    assert_eq!(looked.names(&path), ["source"]);
 }
 
 /// The list of snapshots is asked for when somebody looks, not by a timer: a mount that nobody looks at asks nothing,
@@ -172,8 +256,8 @@ fn an_idle_mount_asks_nothing() {
     assert_eq!(kloset.requests(), before + 1);
 }
 
-/// What no longer holds after a change of the list is told, so that the kernel can be: names of snapshots that went or
-/// came, and every `latest`. The list can be asked for at any time.
+/// The kernel is told which names no longer hold; what it is not told of (a host or tag that came or went) it keeps for
+/// a second.
 #[test]
 fn names_that_no_longer_hold_are_told() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -196,8 +280,9 @@ fn names_that_no_longer_hold_are_told() {
     assert!(!stale.contains(&(snapshots, "2026-11-22_13-59-00".to_owned())), "{stale:?}");
 }
 
-/// Inside a snapshot nothing ever changes: attributes, names and the absence of names hold for a day. Inode numbers are
-/// the same at every mount, and the names of one file share one within a snapshot.
+/// Inode numbers are the same at every mount of the same kloset.
+///
+/// Numbers need 63 bits.
 #[test]
 fn inode_numbers_are_stable_and_hard_links_share_them() {
     let (kloset, source) = (Kloset::new(), source());
@@ -212,12 +297,11 @@ fn inode_numbers_are_stable_and_hard_links_share_them() {
     let (small, too) =
         (one.find(&format!("{root}/small")).unwrap(), one.find(&format!("{root}/deep/small too")).unwrap());
     assert_eq!(small, too);
-    assert_eq!(small.links, 2);
+    assert_eq!((small.links, small.number >> 63), (2, 0));
     let found = one.run(one.view.lookup(one.find(&root).unwrap().number, b"nothing")).unwrap();
     assert_eq!((found.attr, found.ttl), (None, FIXED_TTL));
 }
 
-/// What the kernel has forgotten takes no memory.
 #[test]
 fn forgotten_inodes_are_freed() {
     let (kloset, source) = (Kloset::new(), source());
@@ -245,7 +329,8 @@ fn forgotten_inodes_are_freed() {
     assert!(matches!(looked.run(looked.view.getattr(numbers[0])), Err(FsError::Stale)));
 }
 
-/// A directory of any size is listed page by page, each entry once, from any offset that was told before.
+/// A folder of any size is listed page by page, each entry once, and `telldir` offsets stay good for as long as the
+/// mount.
 #[test]
 fn large_directories_are_listed_once_each() {
     const COUNT: usize = 5000;
@@ -266,8 +351,7 @@ fn large_directories_are_listed_once_each() {
     assert_eq!(looked.find_below(root.number, "file"), None);
 }
 
-/// Every file reads as it was, from any offset; holes read as zeros, are found by `SEEK_HOLE` and `SEEK_DATA` and take no
-/// blocks.
+/// Every file reads as it was, from any offset; holes read as zeros and take no blocks.
 #[test]
 fn files_read_as_they_were() {
     let (kloset, source) = (Kloset::new(), source());
@@ -294,6 +378,8 @@ fn files_read_as_they_were() {
 }
 
 /// Whatever is damaged or out of reach is `EIO`: never wrong bytes, never a short file, never a name that is not there.
+/// Every chunk is checked against its id before a byte of it is handed out.
+///
 /// What was read before an outage goes on to be answered.
 #[test]
 fn damage_and_outages_are_errors() {
@@ -322,8 +408,8 @@ fn damage_and_outages_are_errors() {
     assert!(failed > 0 && failed < content.len() / 4096);
 }
 
-/// A snapshot's folder tells its id as `user.kloset.snapshot`, and with `user.kloset.incomplete` that something could not
-/// be read when it was made. Everything else has the extended attributes that it had.
+/// A snapshot's folder has `user.kloset.snapshot`, its id, and `user.kloset.incomplete` with the value `1` if something
+/// could not be read when it was made.
 #[test]
 fn a_snapshot_tells_its_id() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -337,20 +423,21 @@ fn a_snapshot_tells_its_id() {
     assert_eq!(error.errno(), Errno::NODATA);
 }
 
-/// With a snapshot's name the mount shows that one alone, its root as the root of the mount.
+/// With a snapshot's name (`kloset-mount mount latest /mnt`) the mount shows that one alone, its root as the root of
+/// the mount.
+///
+/// With `uid=` and `gid=` everything belongs to whom you say.
 #[test]
 fn one_snapshot_can_be_shown_alone() {
     let (kloset, source) = (Kloset::new(), source());
     let report = kloset.backup(source.path());
-    let options = ViewOptions { only: Some(report.name), uid: Some(4711), ..ViewOptions::default() };
-    let view = kloset.runtime.block_on(View::new(kloset.repo.clone(), options)).unwrap();
-    let looked = Looked { kloset: &kloset, view };
+    let (uid, gid) = (Some(4711), Some(4712));
+    let looked = kloset.look_with(ViewOptions { only: Some(report.name), uid, gid, ..ViewOptions::default() });
     let found = looked.find(&source.path().join("small").display().to_string()).unwrap();
-    assert_eq!((found.bytes, found.uid), (6, 4711));
+    assert_eq!((found.bytes, found.uid, found.gid), (6, 4711, 4712));
     assert_eq!(looked.list(ROOT, 10)[".."].number, ROOT);
 }
 
-/// A sequential reader of a big file finds its bytes on the way or there; one who jumps causes no more than he asks for.
 #[test]
 fn a_second_read_asks_nothing_and_random_reads_ask_little() {
     let (kloset, source) = (Kloset::new(), source());
@@ -364,13 +451,16 @@ fn a_second_read_asks_nothing_and_random_reads_ask_little() {
     assert_eq!(kloset.requests(), before);
 }
 
-/// Names are bytes.
+/// Names are bytes; they need not be UTF-8. Nothing is normalised.
 #[test]
 fn names_need_not_be_text() {
     let (kloset, source) = (Kloset::new(), source());
+    let composed = ["\u{e9}", "e\u{301}"];
+    composed.iter().for_each(|name| fs::write(source.path().join(name), name).unwrap());
     kloset.backup(source.path());
     let looked = kloset.look();
     let root = looked.find(&format!("snapshots/2026-11-22_13-59-00{}", source.path().display())).unwrap();
+    assert_eq!(composed.map(|name| looked.find_below(root.number, name).map(|attr| attr.bytes)), [Some(2), Some(3)]);
     let name = Path::new(std::ffi::OsStr::from_bytes(b"not\xffutf8"));
     let found = looked.run(looked.view.lookup(root.number, name.as_os_str().as_bytes())).unwrap();
     assert_eq!(found.attr.map(|attr| attr.bytes), Some(1));

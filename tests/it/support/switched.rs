@@ -136,15 +136,27 @@ impl Kloset {
 
     /// Flips a bit in the middle of every pack of file content: the packs that are `bytes` long or more.
     pub(crate) fn damage_packs(&self, bytes: u64) {
+        self.damage("packs", |pack| pack.size >= bytes);
+    }
+
+    /// Flips a bit in the middle of the manifest of the snapshot made last.
+    pub(crate) fn damage_newest_manifest(&self) {
+        let listed = self.objects.inner.list(Some(&ObjectPath::from("snapshots"))).try_collect();
+        let listed: Vec<ObjectMeta> = self.runtime.block_on(listed).unwrap();
+        let newest = listed.into_iter().map(|object| object.location).max().unwrap();
+        self.damage("snapshots", |object| object.location == newest);
+    }
+
+    fn damage(&self, folder: &str, is_meant: impl Fn(&ObjectMeta) -> bool) {
         self.runtime.block_on(async {
-            let packs: Vec<ObjectMeta> =
-                self.objects.inner.list(Some(&ObjectPath::from("packs"))).try_collect().await.unwrap();
-            for pack in packs.into_iter().filter(|pack| pack.size >= bytes) {
-                let content = self.objects.inner.get(&pack.location).await.unwrap().bytes().await.unwrap();
+            let objects: Vec<ObjectMeta> =
+                self.objects.inner.list(Some(&ObjectPath::from(folder))).try_collect().await.unwrap();
+            for object in objects.into_iter().filter(is_meant) {
+                let content = self.objects.inner.get(&object.location).await.unwrap().bytes().await.unwrap();
                 let mut content = content.to_vec();
                 let middle = content.len() / 2;
                 content[middle] ^= 1;
-                self.objects.inner.put(&pack.location, content.into()).await.unwrap();
+                self.objects.inner.put(&object.location, content.into()).await.unwrap();
             }
         });
     }
