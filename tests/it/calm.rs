@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
 
 use crate::support::gate::Mode;
+use crate::support::mounted::drop_kernel_pages;
 use crate::support::program::{Program, may_mount, until};
 use crate::support::random::{noise, size};
 
@@ -101,14 +101,8 @@ fn a_store_that_is_gone_is_eio_by_the_deadline_and_what_was_seen_goes_on() {
         assert!(serving.log().contains("no answer from the store within 2 s"), "{}", serving.log());
         program.gate.set(Mode::Open);
         until("back", || fs::read(root.join("big")).is_ok_and(|read| read == content));
-        drop_kernel_pages(&root.join("big"));
+        drop_kernel_pages(&File::open(root.join("big")).unwrap());
     }
-}
-
-/// Has the kernel drop what it has read of a file, so that the next read reaches the mount.
-fn drop_kernel_pages(path: &Path) {
-    let file = File::open(path).unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
 /// A program that waits for a silent store can be killed, whatever it waits for: it does not stay until the deadline.

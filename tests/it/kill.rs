@@ -10,6 +10,7 @@ use kloset_mount::repo::keyslot::SlotSecret;
 use rustix::io::Errno;
 
 use crate::support::kloset::Kloset;
+use crate::support::program::{may_mount, until};
 use crate::support::random::{Random, noise, size};
 use crate::support::tree::{Source, assert_same};
 
@@ -109,24 +110,6 @@ fn a_backup_killed_at_any_moment_leaves_a_whole_kloset_and_the_next_one_succeeds
     }
     assert!(killed >= 5, "only {killed} backups were still running when they were killed");
     home.done(&["check", "--read-data"]);
-}
-
-/// Whether this machine lets us mount.
-fn may_mount() -> bool {
-    let may = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !may {
-        eprintln!("passed over: mounting needs root and /dev/fuse");
-    }
-    may
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "not {what} after a minute");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Mounts in the foreground and waits until the mount can be used.

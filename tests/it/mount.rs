@@ -14,7 +14,7 @@ use kloset_mount::fs::{self as kfs, MountOptions};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use crate::support::mounted::{Guard, source};
+use crate::support::mounted::{Guard, mounted_source, source};
 use crate::support::program::{may_mount, until};
 use crate::support::switched::Kloset;
 
@@ -35,12 +35,7 @@ fn walk(folder: &Path, below: &Path, out: &mut Vec<PathBuf>) {
 /// `st_blocks` counts what is not in holes, so that `du` is right. Every folder is 4096 bytes long.
 #[test]
 fn a_mounted_tree_is_the_source() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let root = guard.latest(source.path());
     let (mut paths, mut shown) = (Vec::new(), Vec::new());
     walk(source.path(), Path::new(""), &mut paths);
@@ -119,12 +114,7 @@ fn attributes_and_acls_are_the_source_s() {
 /// `SEEK_HOLE` and `SEEK_DATA` work, so that copying a sparse file makes a sparse file.
 #[test]
 fn holes_are_holes() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let sparse = fs::File::open(guard.latest(source.path()).join("sparse")).unwrap();
     assert_eq!(rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Data(0)), Ok(1 << 20));
     assert_eq!(rustix::fs::seek(&sparse, rustix::fs::SeekFrom::Hole(1 << 20)), Ok((1 << 20) + 8192));
@@ -137,12 +127,7 @@ fn holes_are_holes() {
 /// What was read before an outage goes on to be answered.
 #[test]
 fn a_second_read_is_the_kernel_s() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((kloset, source, guard)) = mounted_source() else { return };
     let root = guard.latest(source.path());
     let content = fs::read(root.join("big")).unwrap();
     let listed = fs::read_dir(&root).unwrap().count();
@@ -171,12 +156,7 @@ fn damage_is_eio() {
 /// `df` and a look at the root need no store, so an outage cannot freeze them.
 #[test]
 fn df_and_the_root_need_no_store() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((kloset, _source, guard)) = mounted_source() else { return };
     kloset.switch_off(true);
     kloset.pass(60);
     let begun = Instant::now();

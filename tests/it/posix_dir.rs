@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::fs::{FileType, FlockOperation, RawDir, SeekFrom};
 use rustix::io::Errno;
 
-use crate::support::mounted::{Guard, source};
+use crate::support::mounted::{Guard, mounted_source, source};
 use crate::support::program::may_mount;
 use crate::support::random::Random;
 use crate::support::switched::Kloset;
@@ -88,12 +88,7 @@ fn ten_thousand_entries_are_listed_once_each_from_any_place() {
 /// and the one above. Above the root of the mount a listing knows of nothing, so its `..` is the root itself.
 #[test]
 fn a_listing_agrees_with_stat() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let latest = guard.latest(source.path());
     let snapshot = guard.path().join("latest").canonicalize().unwrap();
     let mut kinds = Vec::new();
@@ -119,12 +114,7 @@ fn a_listing_agrees_with_stat() {
 /// `df` shows the size of the largest snapshot that was looked into, and nothing free.
 #[test]
 fn df_shows_the_largest_snapshot() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let _ = guard.latest(source.path()).metadata().unwrap();
     let space = rustix::fs::statvfs(guard.path()).unwrap();
     let bytes = space.f_blocks * space.f_frsize;
@@ -138,12 +128,7 @@ fn df_shows_the_largest_snapshot() {
 /// No `access` times, no file locks beyond this machine's, no `ioctl`.
 #[test]
 fn what_there_is_not_says_so() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let small = guard.latest(source.path()).join("small");
     let file = File::open(&small).unwrap();
     let before = small.metadata().unwrap();
@@ -163,12 +148,7 @@ fn what_there_is_not_says_so() {
 /// `umount` takes away mounts of kloset-mount only, and none in which a file or folder is open.
 #[test]
 fn a_busy_mount_is_not_taken_away() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let take_away = || rustix::mount::unmount(guard.path(), rustix::mount::UnmountFlags::empty());
     for name in ["small", "deep"] {
         let held = File::open(guard.latest(source.path()).join(name)).unwrap();

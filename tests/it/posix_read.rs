@@ -11,11 +11,11 @@ use std::path::Path;
 use std::process::Command;
 
 use kloset_mount::fs::MountOptions;
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, pipe, splice};
 
-use crate::support::mounted::{Guard, source};
+use crate::support::mounted::{Guard, drop_kernel_pages, mounted_source, source};
 use crate::support::program::may_mount;
 use crate::support::random::Random;
 use crate::support::switched::{Kloset, noise};
@@ -23,11 +23,6 @@ use crate::support::switched::{Kloset, noise};
 const BIG_BYTES: usize = 9 << 20;
 /// Longer than any file; the longest read from there still ends at an offset, which Linux wants.
 const FAR: u64 = (i64::MAX as u64) - 100_000;
-
-/// Has the kernel drop what it has read of a file, so that the next read reaches the mount.
-fn drop_kernel_pages(file: &File) {
-    rustix::fs::fadvise(file, 0, None, Advice::DontNeed).unwrap();
-}
 
 fn open_direct(at: &Path) -> File {
     let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap();
@@ -38,12 +33,7 @@ fn open_direct(at: &Path) -> File {
 /// and with `O_DIRECT` the same, at any offset and length.
 #[test]
 fn reads_end_where_the_file_does() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let latest = guard.latest(source.path());
     for name in ["empty", "small", "sparse", "big"] {
         let content = fs::read(source.path().join(name)).unwrap();
@@ -70,12 +60,7 @@ fn reads_end_where_the_file_does() {
 /// file system (`FICLONE`), and copy_file_range(2) may be refused between two of them: programs then read and write.
 #[test]
 fn whatever_reads_brings_the_same_bytes() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let big = guard.latest(source.path()).join("big");
     let content = noise(BIG_BYTES);
     let mut file = File::open(&big).unwrap();
@@ -128,12 +113,7 @@ fn check_splice(file: &File, content: &[u8]) {
 /// Any number of programs may read at once, each the truth.
 #[test]
 fn thirty_two_threads_read_one_file() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let big = guard.latest(source.path()).join("big");
     let (content, shared) = (noise(BIG_BYTES), File::open(&big).unwrap());
     std::thread::scope(|scope| {

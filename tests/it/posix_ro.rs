@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::support::mounted::{Guard, source};
+use crate::support::mounted::{Guard, mounted_source, source};
 use crate::support::program::may_mount;
 use crate::support::switched::Kloset;
 
@@ -203,12 +203,7 @@ fn check(folder: &Path, is_writable: bool) {
 /// (`O_TMPFILE`) is `EOPNOTSUPP` there.
 #[test]
 fn nothing_can_be_changed() {
-    if !may_mount() {
-        return;
-    }
-    let (kloset, source) = (Kloset::new(), source());
-    kloset.backup(source.path());
-    let guard = Guard::new(&kloset);
+    let Some((_kloset, source, guard)) = mounted_source() else { return };
     let latest = guard.latest(source.path());
     check(&latest, false);
     check_top(&guard.path().join("snapshots"));

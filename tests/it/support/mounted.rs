@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use kloset_mount::fs::{self as kfs, MountOptions, Mounted};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, Uid};
 
+use super::program::may_mount;
 use super::switched::{Kloset, fill};
 
 /// A kloset mounted in this process; unmounted when dropped.
@@ -46,6 +47,24 @@ impl Drop for Guard {
             mounted.wait().unwrap();
         }
     }
+}
+
+/// Backs up a source with everything that root can make, and mounts it; `None` where nobody may mount.
+///
+/// The mount comes last, so that it is the first to be dropped.
+pub(crate) fn mounted_source() -> Option<(Kloset, tempfile::TempDir, Guard)> {
+    if !may_mount() {
+        return None;
+    }
+    let (kloset, source) = (Kloset::new(), source());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    Some((kloset, source, guard))
+}
+
+/// Has the kernel drop what it has read of a file, so that the next read reaches the mount.
+pub(crate) fn drop_kernel_pages(file: &fs::File) {
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
 /// Makes a source with everything that root can make.
