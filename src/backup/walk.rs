@@ -284,9 +284,7 @@ impl Walker<'_> {
     fn keep(&mut self, known: &Known, stat: &Stat) -> Result<bool, Stopped> {
         match &known.kind {
             NodeKind::File(content) if parent::unchanged(known, stat) => {
-                self.walked.unmodified += 1;
-                self.walked.unmodified_bytes += content.bytes;
-                self.walk.monitor.file(content.bytes);
+                self.count_unmodified(content.bytes);
             }
             NodeKind::File(_) | NodeKind::Directory(_) => return Ok(false),
             kind if parent::same_inode(known, stat) && meta::is_kind(kind, stat) => self.walked.others += 1,
@@ -294,6 +292,12 @@ impl Walker<'_> {
         }
         self.take_over(known)?;
         Ok(true)
+    }
+
+    fn count_unmodified(&mut self, bytes: u64) {
+        self.walked.unmodified += 1;
+        self.walked.unmodified_bytes += bytes;
+        self.walk.monitor.file(bytes);
     }
 
     /// Takes a node over from the parent snapshot as it is.
@@ -371,9 +375,7 @@ impl Walker<'_> {
     fn file(&mut self, folder: &Folder, Entry { node, stat, known, .. }: Entry<'_>) -> Result<(), Stopped> {
         let bytes = u64::try_from(stat.st_size).unwrap_or(0);
         if let Some(known) = known.as_ref().filter(|known| parent::unchanged(known, &stat)) {
-            self.walked.unmodified += 1;
-            self.walked.unmodified_bytes += bytes;
-            self.walk.monitor.file(bytes);
+            self.count_unmodified(bytes);
             return self.step(Step::Node(Node { kind: known.kind.clone(), xattrs: known.xattrs.clone(), ..node }));
         }
         let path = self.path.clone();
