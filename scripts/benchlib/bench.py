@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchlib import garage, table, tools
@@ -13,7 +14,7 @@ from benchlib.bucket import Bucket
 from benchlib.run import Failed, Mount, Proxy, TooSlow, run
 
 LIB = Path(__file__).parent
-ONE_WAY_MS = 15
+NETWORKS_MS = (30, 0)  # round trips
 SECONDS_MAX = 600
 MOUNT_SECONDS_MAX = 120
 
@@ -29,11 +30,11 @@ class Bench:
         self.homes = 0
         self.peaks = []
         self.server, self.bucket = start_s3(self.work / "s3")
-        self.proxy = Proxy(self.bucket.port, ONE_WAY_MS) if self.bucket else None
+        self.networks = {ms: Proxy(self.bucket.port, ms / 2) for ms in NETWORKS_MS} if self.bucket else {}
 
     def close(self):
-        if self.proxy:
-            self.proxy.stop()
+        for network in self.networks.values():
+            network.stop()
         if self.server:
             garage.stop(self.server.pid)
         shutil.rmtree(self.work, ignore_errors=True)
@@ -56,16 +57,16 @@ class Bench:
         return self.made[tool.name, what, s3]
 
     @contextlib.contextmanager
-    def mounted(self, tool, what):
-        """The backup of `what`, mounted over the slow network by a tool that never saw it before."""
-        repo = self.repo(tool, what, s3=True).at(self.new_home(), self.proxy.port)
+    def mounted(self, tool, what, ms):
+        """The backup of `what`, mounted over the network of this round trip by a tool that never saw it before."""
+        repo = self.repo(tool, what, s3=True).at(self.new_home(), self.networks[ms].port)
         for argv in tool.configure(repo):
             self.run(tool, repo, argv)
         folder = f"{repo.home}/mnt"
         drop_caches()
-        self.proxy.requests()
+        self.traffic()
         mount = Mount(tool.mount(repo, folder), tool.env(repo), folder, lambda: tool.mounted(folder), self.log(tool), MOUNT_SECONDS_MAX)
-        mount.started.requests = self.proxy.requests()
+        mount.started = replace(mount.started, **self.traffic())
         try:
             yield mount, tool.mounted(folder) + self.paths[what]
             self.peaks.append(mount.peak_mb())
@@ -74,15 +75,20 @@ class Bench:
             mount.stop(umount and (umount, tool.env(repo)))
 
     def measure(self, mount, *argv, discard=False):
-        """Runs a program on the mounted folder; returns its cost, with the requests it led to, and its output."""
-        self.proxy.requests()
+        """Runs a program on the mounted folder; returns its cost, with what it asked of S3, and its output."""
+        self.traffic()
         with open(os.devnull, "wb") if discard else open(self.work / "output", "w+b") as out:
             sample = mount.measure(list(argv), dict(os.environ), out)
-            sample.requests = self.proxy.requests()
+            sample = replace(sample, **self.traffic())
             if discard:
                 return sample, b""
             out.seek(0)
             return sample, out.read()
+
+    def traffic(self):
+        """The requests to S3 and the megabytes from there since the last call, as fields of a sample."""
+        counts = [network.counts() for network in self.networks.values()]
+        return {"requests": sum(c.get("requests", 0) for c in counts), "fetched_mb": sum(c.get("bytes_down", 0) for c in counts) / 1e6}
 
     def run(self, tool, repo, argv):
         return run(argv, tool.env(repo), self.log(tool), SECONDS_MAX)

@@ -1,8 +1,10 @@
-"""The group of rows `mount`, for one tool: a bucket behind a slow network, looked at as a folder."""
+"""The group of rows `mount`, for one tool: a bucket behind a network, looked at as a folder."""
 
 import os
+from dataclasses import replace
 
 from benchlib import table
+from benchlib.bench import NETWORKS_MS
 from benchlib.run import Sample
 
 COMPARED_BYTES = 64 << 20  # of rand, after it was read twice
@@ -12,31 +14,50 @@ def mount(bench, tool):
     if not (tool.mounts and bench.bucket):
         return
     bench.peaks = []
-    with bench.rows(tool, "mount-start", "mount-find", "mount-find-again"), bench.mounted(tool, "src") as (mount, root):
-        bench.add("mount-start", tool, mount.started)
-        with bench.rows(tool, "mount-find"):
-            sample, out = bench.measure(mount, "find", root, "-type", "f")
-            bench.expect("files found", out.count(b"\n"), bench.facts["files"])
-            bench.add("mount-find", tool, sample)
-        with bench.rows(tool, "mount-find-again"):
-            sample, out = bench.measure(mount, "find", root, "-type", "f", "-printf", "%s\n")
-            bench.expect("bytes found", sum(map(int, out.split())), bench.facts["bytes"])
-            bench.add("mount-find-again", tool, sample)
-    with bench.rows(tool, "mount-cp"), bench.mounted(tool, "src") as (mount, root):
-        to = str(bench.work / f"{tool.name}-copied")
-        os.mkdir(to)
-        folders = bench.facts["copied"]["folders"]
-        sample, _ = bench.measure(mount, "cp", "-r", *(f"{root}/{name}" for name in folders), to)
-        for name in folders:
-            bench.same("diff", "-r", f"{bench.paths['src']}/{name}", f"{to}/{name}")
-        bench.add("mount-cp", tool, sample)
-    with bench.rows(tool, "mount-cat", "mount-cat-again"), bench.mounted(tool, "rand") as (mount, root):
-        for key in ("mount-cat", "mount-cat-again"):
-            with bench.rows(tool, key):
-                bench.add(key, tool, bench.measure(mount, "cat", f"{root}/random.bin", discard=True)[0])
-        bench.same("cmp", "-n", str(COMPARED_BYTES), f"{root}/random.bin", f"{bench.paths['rand']}/random.bin")
+    for ms in NETWORKS_MS:
+        names(bench, tool, ms)
+        copies(bench, tool, ms)
+        content(bench, tool, ms)
     if bench.peaks:
         bench.add("mount-peak", tool, Sample(max(bench.peaks)))
+
+
+def names(bench, tool, ms):
+    """Start, and a walk over all names; then another one that wants the sizes."""
+    start, find, again = (f"mount-{what}-{ms}" for what in ("start", "find", "find-again"))
+    with bench.rows(tool, start, find, again), bench.mounted(tool, "src", ms) as (mounted, root):
+        bench.add(start, tool, mounted.started)
+        with bench.rows(tool, find):
+            sample, out = bench.measure(mounted, "find", root, "-type", "f")
+            bench.expect("files found", out.count(b"\n"), bench.facts["files"])
+            bench.add(find, tool, sample)
+        with bench.rows(tool, again):
+            sample, out = bench.measure(mounted, "find", root, "-type", "f", "-printf", "%s\n")
+            bench.expect("bytes found", sum(map(int, out.split())), bench.facts["bytes"])
+            bench.add(again, tool, sample)
+
+
+def copies(bench, tool, ms):
+    """Twenty folders, as one drags them out of a file manager."""
+    key = f"mount-cp-{ms}"
+    with bench.rows(tool, key), bench.mounted(tool, "src", ms) as (mounted, root):
+        to = str(bench.work / f"{tool.name}-copied-{ms}")
+        os.mkdir(to)
+        folders = bench.facts["copied"]["folders"]
+        sample, _ = bench.measure(mounted, "cp", "-r", *(f"{root}/{name}" for name in folders), to)
+        for name in folders:
+            bench.same("diff", "-r", f"{bench.paths['src']}/{name}", f"{to}/{name}")
+        bench.add(key, tool, sample)
+
+
+def content(bench, tool, ms):
+    """One large file from end to end, twice."""
+    keys = [f"mount-cat-{ms}", f"mount-cat-again-{ms}"]
+    with bench.rows(tool, *keys), bench.mounted(tool, "rand", ms) as (mounted, root):
+        for key in keys:
+            with bench.rows(tool, key):
+                bench.add(key, tool, bench.measure(mounted, "cat", f"{root}/random.bin", discard=True)[0])
+        bench.same("cmp", "-n", str(COMPARED_BYTES), f"{root}/random.bin", f"{bench.paths['rand']}/random.bin")
 
 
 def plain(bench):
@@ -44,6 +65,7 @@ def plain(bench):
     if not bench.bucket:
         return
     bench.transfer("put", bench.bucket.port)
-    bench.proxy.requests()
-    seconds = bench.transfer("get", bench.proxy.port)
-    bench.results.add("mount-cat", table.FLOOR, Sample(seconds, requests=bench.proxy.requests()))
+    for ms in NETWORKS_MS:
+        bench.traffic()
+        sample = Sample(bench.transfer("get", bench.networks[ms].port))
+        bench.results.add(f"mount-cat-{ms}", table.FLOOR, replace(sample, **bench.traffic()))

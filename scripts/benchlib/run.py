@@ -1,4 +1,4 @@
-"""Runs programs and says what they cost: seconds, CPU seconds, peak memory, requests.
+"""Runs programs and says what they cost: seconds, CPU seconds, peak memory, requests, bytes fetched.
 
 A program that fails raises `Failed` with the log file to read; one that takes too long raises `TooSlow`.
 Neither is ever taken for a result.
@@ -23,10 +23,11 @@ marks = itertools.count()
 
 @dataclass
 class Sample:
-    value: float  # seconds, or megabytes in the rows that say so
+    value: float  # seconds, or in the rows that say so megabytes, milliseconds, GB/s
     cpu_seconds: float | None = None
     peak_mb: float | None = None
     requests: int | None = None
+    fetched_mb: float | None = None
 
 
 class Failed(Exception):
@@ -193,10 +194,10 @@ class Proxy:
         _, port, _, counts_port = self.process.stdout.readline().split()
         self.port, self.counts_port = int(port), int(counts_port)
 
-    def requests(self):
-        """The requests since the last call."""
+    def counts(self):
+        """What passed since the last call."""
         with socket.create_connection(("127.0.0.1", self.counts_port)) as s, s.makefile() as f:
-            return json.loads(f.readline()).get("requests", 0)
+            return json.loads(f.readline())
 
     def stop(self):
         self.process.stdin.close()
