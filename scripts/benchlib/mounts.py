@@ -1,13 +1,19 @@
 """The group of rows `mount`, for one tool: a bucket behind a network, looked at as a folder."""
 
+import json
 import os
+import statistics
+import sys
 from dataclasses import replace
 
 from benchlib import table
-from benchlib.bench import NETWORKS_MS
+from benchlib.bench import LIB, NETWORKS_MS
 from benchlib.run import Sample
 
 COMPARED_BYTES = 64 << 20  # of rand, after it was read twice
+RANDOM_READS = 200
+WARM_BYTES = 16 << 20  # every mount keeps that much opened: ours a quarter of its --memory-limit
+WARM_PASSES = 15
 
 
 def mount(bench, tool):
@@ -18,6 +24,7 @@ def mount(bench, tool):
         names(bench, tool, ms)
         copies(bench, tool, ms)
         content(bench, tool, ms)
+    reads(bench, tool)
     if bench.peaks:
         bench.add("mount-peak", tool, Sample(max(bench.peaks)))
 
@@ -58,6 +65,26 @@ def content(bench, tool, ms):
             with bench.rows(tool, key):
                 bench.add(key, tool, bench.measure(mounted, "cat", f"{root}/random.bin", discard=True)[0])
         bench.same("cmp", "-n", str(COMPARED_BYTES), f"{root}/random.bin", f"{bench.paths['rand']}/random.bin")
+
+
+def reads(bench, tool):
+    """One large file here and there; then the start of it as it lies in the mount's memory and not in the kernel's."""
+    keys = ["mount-random-p50", "mount-random-p99", "mount-warm"]
+    with bench.rows(tool, *keys), bench.mounted(tool, "rand", NETWORKS_MS[0]) as (mounted, root):
+
+        def read(how, *numbers):
+            argv = [sys.executable, str(LIB / "reads.py"), how, f"{root}/random.bin", f"{bench.paths['rand']}/random.bin"]
+            sample, out = bench.measure(mounted, *argv, *map(str, numbers))
+            return sample, json.loads(out)
+
+        with bench.rows(tool, *keys[:2]):
+            sample, ms = read("random", RANDOM_READS)
+            bench.add(keys[0], tool, replace(sample, value=statistics.median(ms)))
+            bench.add(keys[1], tool, Sample(ms[len(ms) * 99 // 100]))
+        with bench.rows(tool, keys[2]):
+            read("sequential", WARM_BYTES, 1)
+            sample, seconds = read("sequential", WARM_BYTES, WARM_PASSES)
+            bench.add(keys[2], tool, replace(sample, value=WARM_BYTES / statistics.median(seconds) / 1e9))
 
 
 def plain(bench):
