@@ -22,9 +22,9 @@ MOUNT_SECONDS_MAX = 120
 class Bench:
     """One run, and the repositories its tools made so far."""
 
-    def __init__(self, base, data, facts, results):
+    def __init__(self, base, paths, facts, results):
         self.logs, self.facts, self.results = base / "logs", facts, results
-        self.paths = {"src": str(data / "src"), "rand": str(data / "rand")}
+        self.paths = dict(paths)
         self.work = Path(tempfile.mkdtemp(prefix="work.", dir=base))
         self.made = {}
         self.homes = 0
@@ -159,6 +159,11 @@ def drop_caches():
         Path("/proc/sys/vm/drop_caches").write_text("3")
     except OSError:
         pass
+
+
+def warm(path):
+    """Has the kernel read everything below a path."""
+    subprocess.run(["sh", "-c", 'find "$1" -type f -exec cat {} + >/dev/null', "warm", path], check=True)
 
 
 def megabytes(path):

@@ -39,6 +39,21 @@ def mount_rows(ms):
     ]
 
 
+def scale_rows():
+    """The rows of the mounts in `scale`: two looks at each kloset. How many is many, the heading of the report says."""
+    looks = {
+        "base": ("src", "`find -printf %s`", "again"),
+        "snapshots": ("many snapshots", "`find` of all their folders", "`find` of all their files"),
+        "files": ("many files", "`find -printf %s`", "again"),
+        "wide": ("one wide folder", "`ls -l`", "again"),
+    }
+    for kind, (what, first, second) in looks.items():
+        yield Row(f"scale-start-{kind}", f"mount of {what}, 30 ms: start to first listing", most=0.5)
+        yield Row(f"scale-first-{kind}", f"{what}: {first}")
+        yield Row(f"scale-second-{kind}", f"{what}: {second}")
+        yield Row(f"scale-peak-{kind}", f"{what}: peak memory of the mount", most=200, unit="MB")
+
+
 # The limits are those of docs/architecture.md, for the full size on two cores.
 ROWS = [
     Row("backup-src", "first backup of src, local", most=1.5),
@@ -55,6 +70,14 @@ ROWS = [
     Row("mount-warm", "16 MiB of rand, opened, from the mount's memory", least=1.5, most_requests=0, unit="GB/s"),
     *mount_rows(0),
     Row("mount-peak", "peak memory of a mount", most=200, unit="MB"),
+    Row("scale-files", "first backup of many files, local"),
+    Row("scale-files-again", "second backup of many files, nothing changed"),
+    Row("scale-files-more", "third backup of many files, one is new"),
+    Row("scale-image", "first backup of a sparse image, local"),
+    Row("scale-image-again", "second backup of it, 1 % of its data changed"),
+    Row("scale-image-stored", "what the second backup of it stored", unit="MB"),
+    Row("scale-backup-peak", "peak memory of a backup of many files, of a sparse image", most=150, unit="MB"),
+    *scale_rows(),
 ]
 FLOOR = "plain"
 OURS = "ours"

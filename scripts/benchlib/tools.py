@@ -40,6 +40,7 @@ class Tool:
     name = program = ""
     s3 = False
     mounts = False
+    snapshots = None  # the folder of a mount that holds all snapshots, each a folder
 
     def find(self):
         return shutil.which(self.program)
@@ -65,6 +66,7 @@ class Tool:
 class Ours(Tool):
     name = "ours"
     s3 = mounts = True
+    snapshots = "snapshots"
     store = "bench"
 
     def find(self):
@@ -105,6 +107,7 @@ class Ours(Tool):
 class Restic(Tool):
     name = program = "restic"
     s3 = mounts = True
+    snapshots = "snapshots"
 
     def env(self, repo):
         where = f"s3:http://127.0.0.1:{repo.bucket.port}/{repo.bucket.name}/{repo.path}" if repo.bucket else repo.path
