@@ -3,7 +3,8 @@
 //! Blocks of a pack are read ahead by the reader itself; this looks further, along the file and so from pack to pack.
 //! The kernel asks for 128 KiB to 1 MiB with a few requests in flight, slightly out of order; a link of 1 Gbit/s and
 //! 100 ms holds 12 MiB. So the window doubles from 1 MiB to 32 MiB while a reader goes on, and whoever jumps gets
-//! nothing that he did not ask for. Since files are not opened here, streams are kept by inode, the latest few. Pure:
+//! nothing that he did not ask for. A stream that has come far is passing through: what it brings would only push out of
+//! the cache on disk what is worth keeping there (bcache's `sequential_cutoff` says the same). Since files are not opened here, streams are kept by inode, the latest few. Pure:
 //! it says what to fetch, the view fetches.
 
 use std::num::NonZeroUsize;
@@ -20,6 +21,8 @@ pub const WINDOW_BYTES_MAX: u64 = 32 << 20;
 const SLACK_BYTES: u64 = 2 << 20;
 /// How far ahead chunks are also opened, so that the processor works while the network does.
 const OPEN_BYTES: u64 = 2 << 20;
+/// What a stream brings from here on passes through: a sixteenth of the default cache on disk.
+const PASSING_BYTES: u64 = 64 << 20;
 /// Files whose reading is remembered.
 const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
@@ -31,6 +34,8 @@ pub struct Readahead {
 
 #[derive(Clone, Copy)]
 struct Stream {
+    /// Where the reader began.
+    begun: u64,
     /// Where the reader is: the end of his furthest read.
     end: u64,
     /// Up to where has been fetched for him.
@@ -47,6 +52,8 @@ pub struct Ahead {
     pub fetch: Option<Range<u64>>,
     /// Bytes of the file to open as well.
     pub open: Option<Range<u64>>,
+    /// Whether that is not worth keeping on disk.
+    pub is_passing: bool,
 }
 
 impl Readahead {
@@ -60,7 +67,7 @@ impl Readahead {
     /// Notes a read of a file of `bytes` and returns what to do ahead of the next ones.
     pub fn note(&self, inode: u64, read: Range<u64>, bytes: u64) -> Ahead {
         let mut streams = self.streams.lock().expect("no panic while held");
-        let begun = Stream { end: read.end, fetched: read.end, opened: read.end, window: 0 };
+        let begun = Stream { begun: read.start, end: read.end, fetched: read.end, opened: read.end, window: 0 };
         let Some(stream) = streams.get_mut(&inode) else {
             streams.put(inode, begun);
             return Ahead::default();
@@ -73,7 +80,8 @@ impl Readahead {
             return Ahead::default();
         }
         stream.end = read.end;
-        let ahead = Ahead { fetch: stream.fetch(self.window_bytes_max, bytes), open: stream.open(bytes) };
+        let is_passing = stream.end.saturating_sub(stream.begun) >= PASSING_BYTES;
+        let ahead = Ahead { fetch: stream.fetch(self.window_bytes_max, bytes), open: stream.open(bytes), is_passing };
         if read.end >= bytes {
             streams.pop(&inode);
         }
@@ -135,6 +143,16 @@ mod tests {
         for at in [500, 3, 900, 77, 20, 400] {
             assert_eq!(readahead.note(1, at * MIB..at * MIB + 4096, GIB), Ahead::default());
         }
+    }
+
+    #[test]
+    fn a_stream_passes_through_once_it_has_come_64_mib() {
+        let readahead = Readahead::new(WINDOW_BYTES_MAX);
+        let passing = |at: u64| readahead.note(1, at..at + MIB, GIB).is_passing;
+        let begun = 100 * MIB;
+        let first = (0..200).find(|n| passing(begun + n * MIB));
+        assert_eq!(first, Some(63));
+        assert!(!passing(500 * MIB) && !passing(501 * MIB), "who jumps begins anew");
     }
 
     #[test]

@@ -556,7 +556,7 @@ async fn prefetch(reader: Reader, page: Arc<Page>, slot: u32, ahead: super::read
     if let Some(range) = ahead.fetch {
         for (_, data) in pieces(&file.holes, range).into_iter().filter(|piece| !piece.0) {
             let Ok(chunks) = reader.chunks_in(&file.data, data).await else { return };
-            reader.prefetch_all(chunks.iter().map(|chunk| &chunk.1));
+            reader.prefetch_all(chunks.iter().map(|chunk| &chunk.1), ahead.is_passing);
         }
     }
     if let Some(range) = ahead.open {

@@ -87,6 +87,8 @@ struct State {
     extents: LruCache<u64, Extent>,
     extents_begun: u64,
     streams: LruCache<PackId, Stream>,
+    /// Packs of which nothing is kept on disk.
+    passing: LruCache<PackId, ()>,
     /// Where packs end, as far as that is known: blocks from here on do not exist.
     ends: LruCache<PackId, u32>,
     bytes: usize,
@@ -142,6 +144,7 @@ impl Blocks {
             extents: LruCache::unbounded(),
             extents_begun: 0,
             streams: LruCache::new(small),
+            passing: LruCache::new(small),
             ends: LruCache::new(small),
             bytes: 0,
         };
@@ -175,6 +178,14 @@ impl Blocks {
         let mut whole = BytesMut::with_capacity(out.iter().map(Bytes::len).sum());
         out.iter().for_each(|part| whole.extend_from_slice(part));
         Ok(whole.freeze())
+    }
+
+    /// Keeps nothing on disk of what is fetched of a pack from now on.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding the lock.
+    pub fn pass_by(&self, pack: PackId) {
+        self.state.lock().expect("no panic while held").passing.put(pack, ());
     }
 
     /// Begins to fetch `range` of a pack, and returns at once.
@@ -224,7 +235,8 @@ impl Blocks {
             while end < until.min(request_end(n)) && !state.is_coming(pack, end) {
                 end += 1;
             }
-            let request = self.request(pack, n, end);
+            let keeps = !state.passing.contains(&pack);
+            let request = self.request(pack, n..end, keeps);
             let number = state.extents_begun;
             state.extents_begun += 1;
             for block in n..end {
@@ -236,10 +248,10 @@ impl Blocks {
         }
     }
 
-    fn request(&self, pack: PackId, first: u32, end: u32) -> Request {
-        let store = self.store.clone();
+    fn request(&self, pack: PackId, blocks: Range<u32>, keeps: bool) -> Request {
+        let store = if keeps { self.store.clone() } else { self.store.keeping_nothing() };
         async move {
-            let range = u64::from(first) * BLOCK_BYTES..u64::from(end) * BLOCK_BYTES;
+            let range = u64::from(blocks.start) * BLOCK_BYTES..u64::from(blocks.end) * BLOCK_BYTES;
             match store.get_range(&pack.to_string(), range).await {
                 Err(StoreError::OutOfRange { .. }) => Ok(Bytes::new()),
                 answer => Ok(answer?),

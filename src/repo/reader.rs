@@ -332,7 +332,15 @@ impl Reader {
     }
 
     /// Begins to fetch what chunks need that follow one another, neighbours in one request, and returns at once.
-    pub fn prefetch_all<'a>(&self, chunks: impl IntoIterator<Item = &'a ChunkRef>) {
+    ///
+    /// With `is_passing`, neither that nor what is fetched of the same packs next is kept on disk.
+    pub fn prefetch_all<'a>(&self, chunks: impl IntoIterator<Item = &'a ChunkRef>, is_passing: bool) {
+        let fetch = |(pack, whole): (PackId, Range<u64>)| {
+            if is_passing {
+                self.0.blocks.pass_by(pack);
+            }
+            self.0.blocks.prefetch(pack, &whole);
+        };
         let mut run: Option<(PackId, Range<u64>)> = None;
         for chunk in chunks {
             let (pack, range) = (chunk.location.pack, frame_range(&chunk.location));
@@ -344,16 +352,10 @@ impl Reader {
                     whole.end = whole.end.max(range.end);
                 }
                 Some((same, whole)) if *same == pack && whole.end == range.start => whole.end = range.end,
-                run => {
-                    if let Some((pack, whole)) = run.replace((pack, range)) {
-                        self.0.blocks.prefetch(pack, &whole);
-                    }
-                }
+                run => run.replace((pack, range)).into_iter().for_each(fetch),
             }
         }
-        if let Some((pack, whole)) = run {
-            self.0.blocks.prefetch(pack, &whole);
-        }
+        run.into_iter().for_each(fetch);
     }
 
     /// Returns the chunks of a file that lie in `range` of its data, each with its offset in the data.

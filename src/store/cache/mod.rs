@@ -46,7 +46,10 @@ pub struct CacheOptions {
 
 /// A cache of one store's objects; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct DiskCache(Arc<Inner>);
+pub struct DiskCache {
+    inner: Arc<Inner>,
+    keeps: bool,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -78,21 +81,21 @@ impl DiskCache {
         };
         std::thread::Builder::new().name("cache".to_owned()).spawn(move || keeper.run(&taken))?;
         let (stalled_until, has_warned) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { folder, key, jobs, waiting, stalled_until, has_warned })))
+        Ok(Self { inner: Arc::new(Inner { folder, key, jobs, waiting, stalled_until, has_warned }), keeps: true })
     }
 
     /// Waits until what was to be kept is written, but no longer than `wait`.
     pub fn finish(&self, wait: Duration) {
         let (done, is_done) = bounded(1);
         let until = Instant::now() + wait;
-        if self.0.jobs.send_timeout(Job::Finish(done), wait).is_ok() {
+        if self.inner.jobs.send_timeout(Job::Finish(done), wait).is_ok() {
             let _ = is_done.recv_deadline(until);
         }
     }
 
     /// Removes what is kept of an object, before anything of it is kept again.
     pub async fn forget(&self, object: &str) {
-        let (jobs, object) = (self.0.jobs.clone(), object.to_owned());
+        let (jobs, object) = (self.inner.jobs.clone(), object.to_owned());
         let sent = tokio::task::spawn_blocking(move || jobs.send_timeout(Job::Forget(object), READ_WAIT));
         let _ = sent.await;
     }
@@ -116,26 +119,29 @@ impl DiskCache {
 
     /// Keeps an entry when there is time for it; never waits.
     fn keep(&self, slot: Slot, entry: Entry) {
+        if !self.keeps {
+            return;
+        }
         let bytes = entry.content.len() as u64;
-        if self.0.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > WAITING_BYTES_MAX
-            || self.0.jobs.try_send(Job::Keep(slot, entry)).is_err()
+        if self.inner.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > WAITING_BYTES_MAX
+            || self.inner.jobs.try_send(Job::Keep(slot, entry)).is_err()
         {
-            self.0.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            self.inner.waiting.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
     /// Looks at the disk in a thread that may wait for it; `None` where it does not answer.
     async fn off_thread<T: Send + 'static>(&self, look: impl FnOnce(&Inner) -> T + Send + 'static) -> Option<T> {
-        let stalled_until = *self.0.stalled_until.lock().expect("no panic while held");
+        let stalled_until = *self.inner.stalled_until.lock().expect("no panic while held");
         if stalled_until.is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        let inner = self.0.clone();
+        let inner = self.inner.clone();
         match tokio::time::timeout(READ_WAIT, tokio::task::spawn_blocking(move || look(&inner))).await {
             Ok(looked) => looked.ok(),
             Err(_) => {
-                tracing::info!("the cache {:?} does not answer", self.0.folder.top);
-                *self.0.stalled_until.lock().expect("no panic while held") = Some(Instant::now() + PAUSE);
+                tracing::info!("the cache {:?} does not answer", self.inner.folder.top);
+                *self.inner.stalled_until.lock().expect("no panic while held") = Some(Instant::now() + PAUSE);
                 None
             }
         }
@@ -175,6 +181,13 @@ impl Store {
     #[must_use]
     pub fn without_cache(&self) -> Store {
         Store { cache: None, ..self.clone() }
+    }
+
+    /// Returns this store with a cache that is read as it is: what comes from the store now is not kept.
+    #[must_use]
+    pub fn keeping_nothing(&self) -> Store {
+        let cache = self.cache.as_ref().map(|cache| DiskCache { keeps: false, ..cache.clone() });
+        Store { cache, ..self.clone() }
     }
 
     /// Its cache, if it has one.

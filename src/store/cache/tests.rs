@@ -85,6 +85,20 @@ async fn any_range_reads_as_the_store_has_it_and_a_second_time_nothing_is_asked(
 }
 
 #[tokio::test]
+async fn what_passes_through_is_not_kept_and_what_is_kept_is_used() {
+    let (store, folder) = (filled(&["a"]).await, tempfile::tempdir().unwrap());
+    let cached = open(&store, folder.path(), 1 << 30);
+    let passing = cached.keeping_nothing();
+    for _ in 0..2 {
+        assert_eq!(asked(&cached, passing.get_range("a", 0..PIECE_BYTES)).await.0, 1);
+        assert_eq!(asked(&cached, passing.get("a", OBJECT_BYTES as u64)).await.0, 1);
+    }
+    assert_eq!(taken(folder.path()), 0);
+    assert_eq!(asked(&cached, cached.get_range("a", 0..PIECE_BYTES)).await.0, 1);
+    assert_eq!(asked(&cached, passing.get_range("a", 0..PIECE_BYTES)).await.0, 0);
+}
+
+#[tokio::test]
 async fn damage_of_every_kind_is_fetched_again() {
     let (store, folder) = (filled(&["a", "b"]).await, tempfile::tempdir().unwrap());
     type Harm = fn(&Path, &Path);
