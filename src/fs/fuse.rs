@@ -9,15 +9,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -49,6 +49,9 @@ pub struct Fuse {
     timeout: Duration,
     deny: Deny,
     status: Arc<Status>,
+    /// Whether the kernel wants every folder opened.
+    opens_folders: bool,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Fuse {
@@ -56,7 +59,14 @@ impl Fuse {
     #[must_use]
     pub fn new(view: View, runtime: Handle, reporter: Reporter, timeout: Duration) -> Self {
         let status = view.status();
-        Self { view, runtime, reporter: Arc::new(reporter), timeout, deny: Deny::new(&[]), status }
+        let (deny, notifier) = (Deny::new(&[]), Arc::default());
+        Self { view, runtime, reporter: Arc::new(reporter), timeout, deny, status, opens_folders: true, notifier }
+    }
+
+    /// Returns where to put what tells the kernel that something changed, once there is a kernel to tell.
+    #[must_use]
+    pub fn notifier(&self) -> Arc<OnceLock<Notifier>> {
+        self.notifier.clone()
     }
 
     /// Gives no content to some programs.
@@ -90,6 +100,32 @@ impl Fuse {
             Err(_) => {}
         }
     }
+
+    /// Returns what ends a listing: at its end, the kernel is told to forget it, unless it can never change.
+    ///
+    /// Where folders are not opened, the kernel keeps every listing for as long as it likes.
+    fn end_of_listing(&self, inode: INodeNo) -> impl FnOnce() + Send + 'static {
+        let notifier =
+            if self.opens_folders || self.view.is_fixed(inode.0) { None } else { self.notifier.get().cloned() };
+        let runtime = self.runtime.clone();
+        move || {
+            if let Some(notifier) = notifier {
+                runtime.spawn_blocking(move || {
+                    if let Err(error) = notifier.inval_inode(inode, 0, 0) {
+                        tracing::debug!("the kernel keeps the listing of inode {inode}: {error}");
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// What became of a part of a listing: whether anything was in it.
+fn listed(outcome: Result<(), FsError>, any: bool) -> Result<bool, FsError> {
+    match outcome {
+        Err(error) if !any => Err(error),
+        _ => Ok(any),
+    }
 }
 
 impl Filesystem for Fuse {
@@ -111,6 +147,7 @@ impl Filesystem for Fuse {
                 tracing::debug!("the kernel does not offer {flag:?}");
             }
         }
+        self.opens_folders = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_err();
         // Refused values are replaced by the nearest that is accepted; what is asked for here is always accepted.
         let _ = config.set_max_background(BACKGROUND_MAX);
         let _ = config.set_max_write(REQUEST_BYTES);
@@ -150,6 +187,7 @@ impl Filesystem for Fuse {
 
     /// Says once that files are not opened here: the kernel then never asks again and keeps what it has read.
     fn open(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.status.request(Asked::Open);
         reply.error(Errno::ENOSYS);
     }
 
@@ -180,7 +218,12 @@ impl Filesystem for Fuse {
         });
     }
 
+    /// Says once that folders are not opened here: the kernel then never asks again and keeps what it has listed.
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.status.request(Asked::Open);
+        if !self.opens_folders {
+            return reply.error(Errno::ENOSYS);
+        }
         let flags = match self.view.is_fixed(inode.0) {
             true => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
             false => FopenFlags::empty(),
@@ -198,13 +241,17 @@ impl Filesystem for Fuse {
                 any |= !full;
                 full
             };
-            let listed = view.readdir(inode.0, offset, false, &mut take).await;
-            Ok((reply, listed.map_err(|error| (error, any))))
+            let outcome = view.readdir(inode.0, offset, false, &mut take).await;
+            Ok((reply, listed(outcome, any)))
         };
-        let reporter = self.reporter.clone();
+        let (reporter, end) = (self.reporter.clone(), self.end_of_listing(inode));
         self.answer((Asked::Readdir, request), work, move |done| match done {
-            Ok((reply, Ok(()) | Err((_, true)))) => reply.ok(),
-            Ok((reply, Err((error, false)))) => reply.error(errno(&reporter, &error)),
+            Ok((reply, Ok(true))) => reply.ok(),
+            Ok((reply, Ok(false))) => {
+                reply.ok();
+                end();
+            }
+            Ok((reply, Err(error))) => reply.error(errno(&reporter, &error)),
             Err(_) => {} // the reply went with the work that took too long, and says EIO
         });
     }
@@ -226,13 +273,17 @@ impl Filesystem for Fuse {
                 any |= !full;
                 full
             };
-            let listed = view.readdir(inode.0, offset, true, &mut take).await;
-            Ok((reply, listed.map_err(|error| (error, any))))
+            let outcome = view.readdir(inode.0, offset, true, &mut take).await;
+            Ok((reply, listed(outcome, any)))
         };
-        let reporter = self.reporter.clone();
+        let (reporter, end) = (self.reporter.clone(), self.end_of_listing(inode));
         self.answer((Asked::Readdir, request), work, move |done| match done {
-            Ok((reply, Ok(()) | Err((_, true)))) => reply.ok(),
-            Ok((reply, Err((error, false)))) => reply.error(errno(&reporter, &error)),
+            Ok((reply, Ok(true))) => reply.ok(),
+            Ok((reply, Ok(false))) => {
+                reply.ok();
+                end();
+            }
+            Ok((reply, Err(error))) => reply.error(errno(&reporter, &error)),
             Err(_) => {} // the reply went with the work that took too long, and says EIO
         });
     }

@@ -112,11 +112,12 @@ pub async fn mount(
     let view = View::new(repo, options.view.clone()).await?;
     let (reporter, deny) = (Reporter::new(clock, view.status()), Deny::new(&options.deny));
     let fuse = Fuse::new(view.clone(), runtime.clone(), reporter, options.timeout).denying(deny);
-    let (at, config) = (mountpoint.clone(), config(options));
+    let (at, config, to_tell) = (mountpoint.clone(), config(options), fuse.notifier());
     let session = tokio::task::spawn_blocking(move || Session::new(fuse, at, &config)?.spawn()).await;
     let session = session.map_err(|error| MountError::Io("mounting", io::Error::other(error)))?;
     let session = session.map_err(|error| refused(&error, options))?;
     let notifier = session.notifier();
+    let _ = to_tell.set(notifier.clone()); // only ever set here
     view.on_change(move |stale| {
         let notifier = notifier.clone();
         // The kernel holds a folder's lock while it waits for a lookup there, and wants it for this.
@@ -261,8 +262,8 @@ pub fn check(mountpoint: &Path, kloset_folder: Option<&Path>) -> Result<PathBuf,
     }
     let absolute = absolute(mountpoint)?;
     if seen_at(&absolute)?.is_some_and(|mount| mount.is_ours()) {
-        // The kernel may still know the attributes of a mount that nobody serves any more; opening always asks.
-        if std::fs::read_dir(&absolute).is_err_and(|e| Errno::from_io_error(&e) == Some(Errno::NOTCONN)) {
+        // The kernel may still know attributes and listings of a mount that nobody serves any more; this it always asks.
+        if rustix::fs::statfs(&absolute).err() == Some(Errno::NOTCONN) {
             return refuse(&dead());
         }
         return refuse("a kloset is mounted there already: `kloset-mount umount` takes it away");

@@ -19,6 +19,8 @@ pub enum Kind {
     Lookup,
     /// Attributes.
     Getattr,
+    /// A file or folder to be opened, which it is told not to ask for again.
+    Open,
     /// Where a link leads.
     Readlink,
     /// A part of a folder's listing.
@@ -33,9 +35,10 @@ pub enum Kind {
     Statfs,
 }
 
-const KINDS: [(Kind, &str); 8] = [
+const KINDS: [(Kind, &str); 9] = [
     (Kind::Lookup, "lookup"),
     (Kind::Getattr, "getattr"),
+    (Kind::Open, "open"),
     (Kind::Readlink, "readlink"),
     (Kind::Readdir, "readdir"),
     (Kind::Read, "read"),

@@ -48,6 +48,8 @@ fn new_snapshots_appear_latest_moves_and_forgotten_ones_vanish() {
     let at = |name: &str| program.mountpoint().join(name);
     let host = names(&at("hosts")).pop().unwrap();
     let first = target(&at("latest")).unwrap();
+    let looked = ["snapshots", "ids"].map(|folder| names(&at(folder)).len());
+    assert_eq!(looked, [1, 1], "what the kernel might keep");
     let held = File::open(at(&format!("snapshots/{first}{}/big", program.source().display()))).unwrap();
     let mut read = vec![0; 4096];
     held.read_exact_at(&mut read, 0).unwrap();

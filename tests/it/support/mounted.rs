@@ -34,6 +34,12 @@ impl Guard {
         self.folder.path().canonicalize().unwrap()
     }
 
+    /// How often the kernel asked for what it may keep, so far.
+    pub(crate) fn requests(&self) -> u64 {
+        let shown = self.mounted.as_ref().unwrap().view.status().shown();
+        ["open", "readdir", "read", "xattr"].iter().map(|kind| shown["requests"][kind].as_u64().unwrap()).sum()
+    }
+
     /// Where a source path is in the newest snapshot.
     pub(crate) fn latest(&self, source: &Path) -> PathBuf {
         self.path().join("latest").join(source.strip_prefix("/").unwrap())

@@ -1,12 +1,14 @@
 //! The program itself over a kloset on a real S3 server, behind a network that can be switched.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kloset_mount::fs::mountinfo::{self, MountInfo};
+use rustix::io::Errno;
 
 use super::gate::Gate;
 use super::s3::{S3Server, S3ServerOptions};
@@ -133,6 +135,21 @@ impl Program {
         until("usable", || fs::read_dir(&mountpoint).is_ok_and(|mut all| all.next().is_some()));
         Serving { program: self, child, log }
     }
+}
+
+/// Waits until a mount that nobody serves is told as such; what the kernel still knows of it for a second is never nothing.
+#[track_caller]
+pub(crate) fn assert_dead(mountpoint: &Path) {
+    until("dead", || match fs::read_dir(mountpoint).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+        Ok(found) => {
+            assert!(!found.is_empty(), "an empty folder, and a copy of it would be empty");
+            false
+        }
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()), "{error}");
+            true
+        }
+    });
 }
 
 /// A mount that is being served; taken away when dropped, and killed, so that nobody hangs in it.
