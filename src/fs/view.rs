@@ -4,18 +4,20 @@
 //! polls once in his own thread and hands over to the runtime only what waits for the store. Nothing is changed by
 //! anything here. It does not know FUSE.
 
+mod answer;
+mod content;
+mod lines;
+mod options;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::json;
 
-use super::attr::{Attr, Kind, seek_hole_or_data};
+use super::attr::Attr;
 use super::directory::{self, Leaf};
 use super::errno::FsError;
-use super::filter::Wanted;
 use super::inodes::{Home, Identity, Inodes, NODE_BIT, Place};
-use super::listing::REFRESH_DEFAULT;
 use super::names::NAME_BYTES_MAX;
 use super::readahead::{Readahead, WINDOW_BYTES_MAX};
 use super::roots::{Root, Roots, Stale, TOP, What};
@@ -24,97 +26,18 @@ use super::status_file::StatusFile;
 use super::xattrs::has_acl;
 use crate::repo::layout::SnapshotName;
 use crate::repo::path::{self, leaf, resolve};
-use crate::repo::reader::{Reader, pieces};
+use crate::repo::reader::Reader;
 use crate::repo::tree::{FileContent, Node, NodeKind, Page, TreeRef};
-use crate::repo::{READER_BYTES_DEFAULT, Repo, RepoError};
+use crate::repo::{Repo, RepoError};
 use crate::store::Store;
+
+pub use answer::{Found, Line, Shown, Space};
+pub use options::ViewOptions;
 
 /// How long the kernel may keep what is inside a snapshot, names that are not there among it: nothing ever changes.
 pub const FIXED_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long it may keep what is in the virtual top: asking again costs microseconds and no request.
 pub const TOP_TTL: Duration = Duration::from_secs(1);
-/// A file of fewer bytes is not watched for sequential reading: the readahead along the pack does it.
-const WATCHED_BYTES_MIN: u64 = 1 << 20;
-/// How a view is to be.
-#[derive(Clone, Debug)]
-pub struct ViewOptions {
-    /// Shows this snapshot alone, its root as the root of the mount.
-    pub only: Option<SnapshotName>,
-    /// With `only`: shows this folder of it, the root where it is empty.
-    pub path: Vec<u8>,
-    /// Shows these snapshots only.
-    pub wanted: Wanted,
-    /// About how much memory caches may take.
-    pub memory_bytes: usize,
-    /// How old the list of snapshots may be for who looks; `None` renews it only by [`View::renew`].
-    pub refresh: Option<Duration>,
-    /// The owner of the virtual top.
-    pub owner: (u32, u32),
-    /// User id to show for everything instead of the stored ones.
-    pub uid: Option<u32>,
-    /// Group id to show for everything instead of the stored ones.
-    pub gid: Option<u32>,
-    /// Shows everything as readable for its owner, and no ACLs.
-    pub readable: bool,
-}
-
-impl Default for ViewOptions {
-    fn default() -> Self {
-        Self {
-            only: None,
-            path: Vec::new(),
-            wanted: Wanted::default(),
-            memory_bytes: READER_BYTES_DEFAULT,
-            refresh: Some(REFRESH_DEFAULT),
-            owner: (0, 0),
-            uid: None,
-            gid: None,
-            readable: false,
-        }
-    }
-}
-
-/// Attributes and how long they hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown {
-    /// The attributes.
-    pub attr: Attr,
-    /// How long they may be kept.
-    pub ttl: Duration,
-}
-
-/// What a name leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Its attributes; `None` where there is no such name.
-    pub attr: Option<Attr>,
-    /// How long that holds.
-    pub ttl: Duration,
-}
-
-/// One line of a listing.
-#[derive(Clone, Copy, Debug)]
-pub struct Line<'a> {
-    /// The name.
-    pub name: &'a [u8],
-    /// Its attributes; of `.` and `..` only number and kind are meant.
-    pub attr: Attr,
-    /// How long they hold.
-    pub ttl: Duration,
-    /// Where the listing goes on behind it.
-    pub next: u64,
-}
-
-/// The answer to statfs(2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes of a block.
-    pub block_bytes: u32,
-    /// Blocks in use; none is free.
-    pub blocks: u64,
-    /// Files.
-    pub files: u64,
-}
 
 /// The view; clones share it.
 #[derive(Clone)]
@@ -272,119 +195,6 @@ impl View {
         }
     }
 
-    /// Lists a directory from `offset` on, 0 for its start, until `take` returns `true` for a line it has no room for.
-    ///
-    /// An offset stands for the same place in the directory at any time. With `counted`, each line that was taken counts
-    /// as a lookup, as the kernel wants it of listings with attributes. One call ends at the latest where a page of a
-    /// large directory does; none taken means the end.
-    ///
-    /// # Errors
-    /// [`FsError`].
-    pub async fn readdir(
-        &self,
-        number: u64,
-        offset: u64,
-        counted: bool,
-        take: &mut (dyn FnMut(&Line<'_>) -> bool + Send),
-    ) -> Result<(), FsError> {
-        match self.directory(number).await? {
-            Ok(directory) => {
-                if !dots(offset, directory.number, directory.parent, take) {
-                    self.list_nodes(&directory, offset.max(2), counted, take).await?;
-                }
-                Ok(())
-            }
-            Err(root) => self.list_roots(&root, offset, take).await,
-        }
-    }
-
-    /// Offsets 0 and 1 are `.` and `..`, the `n`-th node is at `n + 2`.
-    async fn list_nodes(
-        &self,
-        directory: &Directory,
-        offset: u64,
-        counted: bool,
-        take: &mut (dyn FnMut(&Line<'_>) -> bool + Send),
-    ) -> Result<(), FsError> {
-        let found = directory::seek(&self.0.reader, directory.tree, offset - 2).await?;
-        let Some((leaf, first)) = found else { return Ok(()) };
-        for (slot, node) in leaf.nodes().iter().enumerate().skip(first) {
-            let number = match counted {
-                true => self.remember(directory, &leaf, slot, node)?,
-                false => self.0.inodes.number(self.identity(directory, node)?),
-            };
-            let next = offset + (slot - first) as u64 + 1;
-            let line = Line { name: node.name.as_bytes(), attr: self.attr(node, number), ttl: FIXED_TTL, next };
-            if take(&line) {
-                if counted {
-                    self.0.inodes.forget(number, 1);
-                }
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// A child's offset is its sequence number and 1, so that it stays the same while others come and go.
-    async fn list_roots(
-        &self,
-        root: &Root,
-        offset: u64,
-        take: &mut (dyn FnMut(&Line<'_>) -> bool + Send),
-    ) -> Result<(), FsError> {
-        let children = self.0.roots.list(root).await?;
-        if dots(offset, root.number, root.parent, take) {
-            return Ok(());
-        }
-        for child in children.iter().filter(|child| u64::from(child.sequence) + 2 > offset) {
-            let next = u64::from(child.sequence) + 2;
-            let line = Line { name: child.name.as_bytes(), attr: self.root_attr(child), ttl: ttl(child), next };
-            if take(&line) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads at most `size` bytes of a file; fewer only at its end.
-    ///
-    /// # Errors
-    /// [`FsError`].
-    pub async fn read(&self, number: u64, offset: u64, size: u32) -> Result<Bytes, FsError> {
-        let at = match self.inode(number).await? {
-            Inode::Node(at) => at,
-            Inode::Root(Root { what: What::Status, .. }) => {
-                return Ok(self.0.status_file.read(offset, size));
-            }
-            Inode::Root(_) => return Err(FsError::IsDirectory),
-        };
-        let file = at.file()?;
-        let range = offset.min(file.bytes)..offset.saturating_add(u64::from(size)).min(file.bytes);
-        if file.bytes >= WATCHED_BYTES_MIN && !range.is_empty() {
-            let ahead = self.0.ahead.note(number, range.clone(), file.bytes);
-            if ahead.fetch.is_some() || ahead.open.is_some() {
-                tokio::spawn(prefetch(self.0.reader.clone(), at.page.clone(), at.place.slot, ahead));
-            }
-        }
-        let bytes = self.0.reader.read(file, range).await?;
-        self.0.status.handed_out(bytes.len());
-        Ok(bytes)
-    }
-
-    /// Finds the next data or hole of a file.
-    ///
-    /// # Errors
-    /// [`FsError::BehindEnd`] where there is none, [`FsError`].
-    pub async fn seek(&self, number: u64, offset: u64, wants_hole: bool) -> Result<u64, FsError> {
-        match self.inode(number).await? {
-            Inode::Node(at) => {
-                let file = at.file()?;
-                seek_hole_or_data(&file.holes, file.bytes, offset, wants_hole).ok_or(FsError::BehindEnd)
-            }
-            Inode::Root(_) => Err(FsError::Invalid),
-        }
-    }
-
     /// Tells how much there is, from memory: the largest snapshot that was opened so far.
     #[must_use]
     pub fn statfs(&self) -> Space {
@@ -536,39 +346,6 @@ async fn folder(reader: &Reader, root: TreeRef, path: &[u8]) -> Result<Option<No
         path::Found::Root(_) => None,
         path::Found::Node(node) => Some(*node),
     })
-}
-
-/// Lists `.` and `..` if they are not behind; returns whether there was no room.
-fn dots(offset: u64, number: u64, parent: u64, take: &mut (dyn FnMut(&Line<'_>) -> bool + Send)) -> bool {
-    let dots: [(&[u8], u64); 2] = [(b".", number), (b"..", parent)];
-    for (at, (name, number)) in (0..).zip(dots) {
-        let attr = Attr { kind: Kind::Directory, ..Attr::of_root(number, None, 0, (0, 0)) };
-        if at >= offset && take(&Line { name, attr, ttl: TOP_TTL, next: at + 1 }) {
-            return true;
-        }
-    }
-    false
-}
-
-/// Fetches and opens what a sequential reader will want; whether that works is seen when he comes.
-async fn prefetch(reader: Reader, page: Arc<Page>, slot: u32, ahead: super::readahead::Ahead) {
-    let Some(Node { kind: NodeKind::File(file), .. }) = leaf(&page).get(slot as usize) else { return };
-    if let Some(range) = ahead.fetch {
-        for (_, data) in pieces(&file.holes, range).into_iter().filter(|piece| !piece.0) {
-            let Ok(chunks) = reader.chunks_in(&file.data, data).await else { return };
-            reader.prefetch_all(chunks.iter().map(|chunk| &chunk.1), ahead.is_passing);
-        }
-    }
-    if let Some(range) = ahead.open {
-        for (_, data) in pieces(&file.holes, range).into_iter().filter(|piece| !piece.0) {
-            let Ok(chunks) = reader.chunks_in(&file.data, data).await else { return };
-            for (_, chunk) in chunks {
-                if reader.chunk(&chunk).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
 }
 
 /// Number of the mount's root.
