@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::env::Environment;
+use super::size::parse_size;
 use crate::store::CacheOptions;
 
 /// Name of our folder among the caches of others.
@@ -17,25 +18,44 @@ const ROOT_FOLDER: &str = "/var/cache/kloset-mount";
 /// A command that is done waits so long for its cache to be written.
 pub(super) const FINISH_WAIT: Duration = Duration::from_secs(3);
 
-/// Options of the commands that read through a cache.
-#[derive(Clone, Debug, Args)]
+/// Bytes that the cache takes at most, unless told otherwise.
+const BYTES_MAX_DEFAULT: u64 = 1 << 30;
+
+/// Options of the commands that read through a cache; a mount takes them in `-o`, too.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CacheArgs {
     /// Folder of the cache of what was fetched from a bucket, encrypted as it is there
     /// [else $CACHE_DIRECTORY, $XDG_CACHE_HOME/kloset-mount, ~/.cache/kloset-mount].
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Most that the cache takes on disk, all klosets together.
-    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
-    pub cache_size: u64,
+    /// Most that the cache takes on disk, all klosets together; 1GiB by default.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub cache_size: Option<u64>,
     /// Keeps nothing on disk and reads nothing from there.
     #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
 }
 
 impl CacheArgs {
+    /// Adds what `-o` says; the command line comes first.
+    pub(crate) fn or(&self, options: &CacheArgs) -> CacheArgs {
+        let is_wanted_here = self.cache_dir.is_some() || self.cache_size.is_some();
+        CacheArgs {
+            cache_dir: self.cache_dir.clone().or_else(|| options.cache_dir.clone()),
+            cache_size: self.cache_size.or(options.cache_size),
+            no_cache: self.no_cache || options.no_cache && !is_wanted_here,
+        }
+    }
+
+    /// Tells whether it asks for a cache and for none.
+    pub(crate) fn contradicts_itself(&self) -> bool {
+        self.no_cache && (self.cache_dir.is_some() || self.cache_size.is_some())
+    }
+
     /// Returns what was asked for, or `None` where there is to be no cache.
     pub(crate) fn options(&self, env: &Environment) -> Option<CacheOptions> {
-        if self.no_cache || self.cache_size == 0 {
+        let bytes_max = self.cache_size.unwrap_or(BYTES_MAX_DEFAULT);
+        if self.no_cache || bytes_max == 0 {
             return None;
         }
         let folder = match &self.cache_dir {
@@ -46,7 +66,7 @@ impl CacheArgs {
         if folder.is_none() {
             tracing::info!("no cache: there is no home, --cache-dir says where to put it");
         }
-        Some(CacheOptions { folder: folder?, bytes_max: self.cache_size })
+        Some(CacheOptions { folder: folder?, bytes_max })
     }
 }
 
@@ -57,21 +77,6 @@ fn by_default(env: &Environment, is_root: bool) -> Option<PathBuf> {
         .filter(|folder| folder.is_absolute())
         .or_else(|| Some(env.xdg("XDG_CACHE_HOME", ".cache")?.join(FOLDER)))
         .or_else(|| is_root.then(|| PathBuf::from(ROOT_FOLDER)))
-}
-
-/// Bytes of a size like `128MiB`, `64M`, `1GiB` or `1048576`.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..).unwrap_or("").to_ascii_lowercase();
-    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        _ => return Err(format!("the unit {unit:?} is not one of: KiB, MiB, GiB")),
-    };
-    let number: u64 = digits.parse().map_err(|_| "write a number and a unit, as in 128MiB".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
 }
 
 #[cfg(test)]
@@ -92,19 +97,22 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_where_nothing_may_be() {
-        let args = CacheArgs { cache_dir: Some("/c".into()), cache_size: 5, no_cache: false };
-        assert_eq!(args.options(&Environment::default()).unwrap().folder, PathBuf::from("/c"));
+        let args = CacheArgs { cache_dir: Some("/c".into()), ..CacheArgs::default() };
+        let options = args.options(&Environment::default()).unwrap();
+        assert_eq!((options.folder, options.bytes_max), (PathBuf::from("/c"), 1 << 30));
         assert!(CacheArgs { no_cache: true, ..args.clone() }.options(&Environment::default()).is_none());
-        assert!(CacheArgs { cache_size: 0, ..args }.options(&Environment::default()).is_none());
+        assert!(CacheArgs { cache_size: Some(0), ..args }.options(&Environment::default()).is_none());
     }
 
     #[test]
-    fn sizes_are_understood() {
-        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7)] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "MiB", "1TiB", "-1", "1.5G", "99999999999G"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
+    fn the_command_line_comes_before_the_mount_options() {
+        let none = CacheArgs { no_cache: true, ..CacheArgs::default() };
+        let some = CacheArgs { cache_dir: Some("/c".into()), cache_size: Some(5), no_cache: false };
+        let small = CacheArgs { cache_size: Some(3), ..CacheArgs::default() };
+        assert_eq!(CacheArgs::default().or(&some), some);
+        assert_eq!(small.or(&some), CacheArgs { cache_size: Some(3), ..some.clone() });
+        assert!(CacheArgs::default().or(&none).no_cache);
+        assert!(!small.or(&none).no_cache);
+        assert!(none.or(&some).options(&Environment::default()).is_none());
     }
 }

@@ -28,6 +28,7 @@ mod repository;
 mod restore;
 mod secret;
 mod serve;
+mod size;
 mod systemd;
 mod umount;
 mod words;

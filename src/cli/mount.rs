@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::Global;
-use super::cache::{CacheArgs, parse_size};
+use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::{Kloset, slot_secret};
 use super::mount_options::{MountOptions, Refresh, parse_timeout};
@@ -18,6 +18,7 @@ use super::mount_show::ShowArgs;
 use super::output::Output;
 use super::repository::ResolvedRepository;
 use super::secret::Ask;
+use super::size::parse_size;
 use super::{background, names, serve};
 use crate::fs::{self, MountError};
 use crate::repo::READER_BYTES_DEFAULT;
@@ -128,7 +129,8 @@ pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<
         false => resolved.unlock(global, Ask::Once)?.value,
     };
     let store = resolved.open_store()?;
-    let kloset = Kloset::open_with(resolved, store, &slot_secret(unlock)?)?.with_cache(&args.cache, global);
+    let kloset = Kloset::open_with(resolved, store, &slot_secret(unlock)?)?;
+    let kloset = kloset.with_cache(&args.cache.or(&options.cache), global);
     serve::serve(&kloset, &serve::Serving { args: &args, options: &options, is_child }, global, out)
 }
 

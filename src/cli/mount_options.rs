@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::args::{Global, GlobalArgs};
-use super::cache::parse_size;
+use super::cache::CacheArgs;
 use super::exit::CliError;
 use super::mount_show::{Owner, ShowArgs};
+use super::size::parse_size;
 
 /// What `-o` asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(crate) struct MountOptions {
     pub timeout: Option<Duration>,
     /// Most memory for caches.
     pub memory_limit: Option<u64>,
+    /// Where the cache on disk is, how large it may become, and whether there is one.
+    pub cache: CacheArgs,
     /// File for the log of a mount in the background.
     pub log_file: Option<PathBuf>,
     /// Config file.
@@ -124,7 +127,7 @@ const NOT_OURS: [&str; 36] = [
 ];
 
 const OURS: &str = "allow_other, allow_root, default_permissions, noexec, uid=N, gid=N, fsname=TEXT, refresh=SECONDS|never, \
-    timeout=SECONDS, memory_limit=SIZE, log_file=FILE, config=FILE, passphrase_file=FILE, key_file=FILE, snapshot=SNAPSHOT[:PATH], \
+    timeout=SECONDS, memory_limit=SIZE, cache_dir=FOLDER, cache_size=SIZE, no_cache, log_file=FILE, config=FILE, passphrase_file=FILE, key_file=FILE, snapshot=SNAPSHOT[:PATH], \
     host=HOST, tag=TAG, path=PATH, owner=archived|me|UID:GID, readable, deny=PROGRAM:...|none";
 
 impl MountOptions {
@@ -133,6 +136,9 @@ impl MountOptions {
         let mut options = MountOptions::default();
         for option in lists.iter().flat_map(|list| list.split(',')) {
             options.follow(option.trim())?;
+        }
+        if options.cache.contradicts_itself() {
+            return Err(CliError::usage("mount option no_cache: leave it out, or cache_dir and cache_size"));
         }
         Ok(options)
     }
@@ -170,6 +176,11 @@ impl MountOptions {
             ("memory_limit", Some(value)) => {
                 self.memory_limit = Some(parse_size(value).map_err(|e| wrong(option, &e))?);
             }
+            ("cache_dir", Some(value)) => self.cache.cache_dir = Some(file(option, value)?),
+            ("cache_size", Some(value)) => {
+                self.cache.cache_size = Some(parse_size(value).map_err(|e| wrong(option, &e))?);
+            }
+            ("no_cache", None) => self.cache.no_cache = true,
             ("log_file", Some(value)) => self.log_file = Some(file(option, value)?),
             ("config", Some(value)) => self.config = Some(file(option, value)?),
             ("passphrase_file", Some(value)) => self.passphrase_file = Some(file(option, value)?),
@@ -200,7 +211,7 @@ fn number(option: &str, value: &str) -> Result<u32, CliError> {
     value.parse().map_err(|_| wrong(option, &format!("{value:?} is not a number")))
 }
 
-/// A file by its whole path: nobody knows from which folder fstab is read.
+/// A file or folder by its whole path: nobody knows from which folder fstab is read.
 fn file(option: &str, value: &str) -> Result<PathBuf, CliError> {
     match value.starts_with('/') {
         true => Ok(PathBuf::from(value)),

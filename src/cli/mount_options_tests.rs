@@ -44,6 +44,17 @@ fn files_and_sizes_are_followed_and_the_command_line_comes_first() {
 }
 
 #[test]
+fn the_cache_is_followed() {
+    let cache = parse(&["cache_dir=/c", "cache_size=64MiB"]).unwrap().cache;
+    assert_eq!(cache, CacheArgs { cache_dir: Some("/c".into()), cache_size: Some(64 << 20), no_cache: false });
+    assert!(parse(&["no_cache"]).unwrap().cache.no_cache);
+    for contradiction in ["no_cache,cache_dir=/c", "cache_size=1,no_cache"] {
+        let error = parse(&[contradiction]).unwrap_err();
+        assert!(error.message.contains("no_cache"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_shown_is_followed() {
     let options = parse(&["host=a,host=b,tag=t,path=/etc,owner=1:2,readable,deny=cat:dog,snapshot=latest:/etc"]);
     let options = options.unwrap();
@@ -63,6 +74,9 @@ fn unknown_ones_are_named() {
         "timeout=241",
         "timeout=never",
         "memory_limit=much",
+        "cache_size=much",
+        "cache_dir=here",
+        "no_cache=1",
         "config=here.toml",
         "key_file",
         "allow_ohter",

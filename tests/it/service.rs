@@ -200,10 +200,11 @@ fn mount_and_fstab_mount_it_without_a_home() {
     let machine = Namespace::new(&program, "mount --bind bin /usr/local/bin");
     let (mountpoint, options, file) = (program.mountpoint(), homeless(&program), program.latest().join("file"));
     let (at, file) = (mountpoint.to_str().unwrap(), file.to_str().unwrap());
-    let given =
-        format!("{options},ro,allow_other,_netdev,nofail,noauto,x-systemd.automount,noatime,memory_limit=64MiB");
+    let (ordinary, cache) = ("ro,allow_other,_netdev,nofail,noauto,x-systemd.automount,noatime", program.at("cache"));
+    let given = format!("{options},{ordinary},memory_limit=64MiB,cache_dir={},cache_size=8MiB", cache.display());
     machine.done(&["mount", "-t", "fuse.kloset-mount", "@s3", at, "-o", &given]);
     assert_eq!(machine.done(&["cat", file]), "content\n");
+    until("kept in the cache", || cache.join("ledger").exists());
     assert!(machine.mounts().contains("fuse.kloset-mount kloset:@s3"), "{}", machine.mounts());
     machine.done(&["umount", at]);
     let fstab = program.at("fstab");

@@ -1,0 +1,31 @@
+//! Sizes as people write them.
+
+/// Bytes of a size like `128MiB`, `64M`, `1GiB` or `1048576`.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or("").to_ascii_lowercase();
+    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return Err(format!("the unit {unit:?} is not one of: KiB, MiB, GiB")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a number and a unit, as in 128MiB".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_understood() {
+        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MiB", "1TiB", "-1", "1.5G", "99999999999G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
