@@ -6,13 +6,12 @@
 
 mod answer;
 mod content;
+mod counters;
 mod lines;
 mod options;
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde_json::json;
 
 use super::attr::Attr;
 use super::directory::{self, Leaf};
@@ -307,21 +306,6 @@ impl View {
             _ => (None, self.0.roots.newest_unix_ms()),
         };
         self.owned(Attr::of_root(root.number, link, unix_ms, self.0.options.owner))
-    }
-
-    /// Writes `status.json` anew.
-    fn renew_status(&self) {
-        let inner = &*self.0;
-        let mut value = inner.status.shown();
-        let counts = inner.store.counts();
-        value["store"] = json!({
-            "gets": counts.gets, "lists": counts.lists, "http_requests": counts.http_requests,
-            "bytes_down": counts.bytes_down,
-        });
-        value["snapshots"] = inner.roots.shown();
-        value["inodes"] = inner.inodes.len().into();
-        value["memory_limit_bytes"] = inner.options.memory_bytes.into();
-        inner.status_file.renew(&value, inner.status.unix_ms());
     }
 
     fn owned(&self, attr: Attr) -> Attr {

@@ -14,6 +14,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 
+use super::cache::{CacheCounts, Tally};
 use super::error::RepoError;
 use super::id::PackId;
 use super::pack::{DATA_PACK_BYTES, PACK_BYTES_MAX};
@@ -129,6 +130,7 @@ pub struct Blocks {
     store: Store,
     state: Arc<Mutex<State>>,
     bytes_max: usize,
+    tally: Arc<Tally>,
 }
 
 impl Blocks {
@@ -148,7 +150,13 @@ impl Blocks {
             ends: LruCache::new(small),
             bytes: 0,
         };
-        Self { store, state: Arc::new(Mutex::new(state)), bytes_max }
+        Self { store, state: Arc::new(Mutex::new(state)), bytes_max, tally: Arc::default() }
+    }
+
+    /// Returns how often a read found what one request brings, here or on its way, and how often it had to send one.
+    #[must_use]
+    pub fn counts(&self) -> CacheCounts {
+        self.tally.read()
     }
 
     /// Returns the bytes of a pack in `range`; fewer if the pack ends before.
@@ -160,6 +168,9 @@ impl Blocks {
     pub async fn read(&self, pack: PackId, range: Range<u64>) -> Result<Bytes, RepoError> {
         let (first, last) = blocks_of(&range);
         let mut parts = self.ask(pack, first, last, true);
+        for (extent, under_way) in &parts {
+            self.tally.note(*under_way || matches!(extent.content, Content::Ready(_)));
+        }
         let mut out = Vec::with_capacity(parts.len());
         while let Some((extent, under_way)) = parts.pop_front() {
             match extent.bytes().await {

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
@@ -18,6 +19,34 @@ use super::error::RepoError;
 pub trait Weigh {
     /// Returns about how many bytes of memory the value takes.
     fn weight(&self) -> usize;
+}
+
+/// What was asked of a cache since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheCounts {
+    /// Answered from what was there or on its way.
+    pub hits: u64,
+    /// Loaded for who asked.
+    pub misses: u64,
+}
+
+/// Counts what is asked of a cache.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Tally {
+    /// Counts one question.
+    pub(super) fn note(&self, is_hit: bool) {
+        let counter = if is_hit { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> CacheCounts {
+        CacheCounts { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed) }
+    }
 }
 
 type Loading<V> = Shared<BoxFuture<'static, Result<Arc<V>, RepoError>>>;
@@ -36,13 +65,20 @@ struct State<K: Hash + Eq, V> {
 pub struct Cache<K: Hash + Eq, V> {
     state: Mutex<State<K, V>>,
     bytes_max: usize,
+    tally: Tally,
 }
 
 impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
     /// Returns an empty cache of at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { state: Mutex::new(State { slots: LruCache::unbounded(), bytes: 0 }), bytes_max }
+        Self { state: Mutex::new(State { slots: LruCache::unbounded(), bytes: 0 }), bytes_max, tally: Tally::default() }
+    }
+
+    /// Returns what was asked of it so far.
+    #[must_use]
+    pub fn counts(&self) -> CacheCounts {
+        self.tally.read()
     }
 
     /// Returns the value if it is there.
@@ -72,7 +108,10 @@ impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
             let (loading, joined) = {
                 let mut state = self.state.lock().expect("no panic while held");
                 match state.slots.get(&key) {
-                    Some(Slot::Ready(value)) => return Ok(value.clone()),
+                    Some(Slot::Ready(value)) => {
+                        self.tally.note(true);
+                        return Ok(value.clone());
+                    }
                     Some(Slot::Loading(loading)) => (loading.clone(), true),
                     None => {
                         let future = load.take().expect("a load of one's own is the last round")();
@@ -87,7 +126,10 @@ impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
             match result {
                 // Begun before he asked, and given up when its own time was over: not yet his answer.
                 Err(RepoError::Store(_)) if joined => {}
-                result => return result,
+                result => {
+                    self.tally.note(joined);
+                    return result;
+                }
             }
         }
     }
@@ -152,6 +194,7 @@ mod tests {
         let all = futures::future::join_all((0..5).map(|_| cache.get(1, load(true)))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(loads.load(Ordering::Relaxed), 2);
+        assert_eq!(cache.counts(), CacheCounts { hits: 4, misses: 2 });
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 //! the pack. Clones share the caches.
 
 mod afresh;
+mod counts;
 
 use std::collections::HashMap;
 use std::ops::Range;

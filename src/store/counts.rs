@@ -21,6 +21,8 @@ pub struct StoreCounts {
     pub bytes_down: u64,
     /// HTTP requests, pages and repeated ones included; zero for folders.
     pub http_requests: u64,
+    /// Those of them that failed so that they are sent again, as long as there is time.
+    pub http_retries: u64,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +34,7 @@ pub(crate) struct Counters {
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     http_requests: AtomicU64,
+    http_retries: AtomicU64,
 }
 
 impl Counters {
@@ -60,6 +63,10 @@ impl Counters {
         self.http_requests.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn http_retry(&self) {
+        self.http_retries.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn read(&self) -> StoreCounts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         StoreCounts {
@@ -70,6 +77,7 @@ impl Counters {
             bytes_up: of(&self.bytes_up),
             bytes_down: of(&self.bytes_down),
             http_requests: of(&self.http_requests),
+            http_retries: of(&self.http_retries),
         }
     }
 }

@@ -75,7 +75,7 @@ impl HttpService for Service {
             self.counters.http_request();
             let reads = self.reads.lock().expect("no panic while held").clone();
             let client = if is_put { &self.writes } else { &reads.client };
-            match client.execute(request).await {
+            let outcome = match client.execute(request).await {
                 Ok(response) => {
                     self.answered.store(true, Ordering::Relaxed);
                     Ok(correct_answer(response))
@@ -86,7 +86,11 @@ impl HttpService for Service {
                     }
                     Err(self.correct_error(error, is_put))
                 }
+            };
+            if is_repeated(&outcome) {
+                self.counters.http_retry();
             }
+            outcome
         })
     }
 }
@@ -118,6 +122,17 @@ impl Service {
         error.kind() == HttpErrorKind::Connect
             && !self.answered.load(Ordering::Relaxed)
             && self.failed_connects.fetch_add(1, Ordering::Relaxed) + 1 >= CONNECTS_BEFORE_FIRST_ANSWER_MAX
+    }
+}
+
+/// Tells whether `object_store` sends a request again that came out like this: what we leave to it, it repeats but for
+/// deletions that were broken off.
+fn is_repeated(outcome: &Result<HttpResponse, HttpError>) -> bool {
+    const REQUEST_TIMEOUT: u16 = 408;
+    const TOO_MANY_REQUESTS: u16 = 429;
+    match outcome {
+        Ok(response) => matches!(response.status().as_u16(), REQUEST_TIMEOUT | TOO_MANY_REQUESTS | 500..=599),
+        Err(error) => !matches!(error.kind(), HttpErrorKind::Unknown | HttpErrorKind::Decode),
     }
 }
 

@@ -27,7 +27,7 @@ use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectS
 use answer::{classify, is_range_refusal, refuses_condition};
 use counts::Counters;
 
-pub use cache::{CacheKey, CacheOptions, DiskCache};
+pub use cache::{CacheKey, CacheOptions, DiskCache, DiskCacheCounts};
 pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};
 pub use location::{LocationError, StoreLocation};

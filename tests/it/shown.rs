@@ -164,7 +164,8 @@ fn ids_are_answered_and_not_listed() {
 }
 
 /// `.kloset/status.json` in the root tells what the mount has done so far: requests, bytes, failures, how fresh the list of
-/// snapshots is, memory. It is there for who knows its name and not listed, so that no walk meets it; it is new whenever it
+/// snapshots is, memory, what was asked of the store and how often again, and of each cache what it had and what it had not.
+/// It is there for who knows its name and not listed, so that no walk meets it; it is new whenever it
 /// is read, and needs no store.
 #[test]
 fn the_status_is_fresh_and_needs_no_store() {
@@ -187,12 +188,49 @@ fn the_status_is_fresh_and_needs_no_store() {
     assert_eq!(after["bytes_read"], 8);
     assert!(after["requests"]["lookup"].as_u64() > before["requests"]["lookup"].as_u64(), "{after}");
     assert!(after["store"]["gets"].as_u64() > before["store"]["gets"].as_u64(), "{after}");
+    assert!(after["store"]["bytes_down"].as_u64() > before["store"]["bytes_down"].as_u64(), "{after}");
+    for cache in ["pages", "frames", "tree_packs", "blocks", "disk"] {
+        assert!(after["caches"][cache]["misses"].as_u64() > Some(0), "{cache}: {after}");
+    }
+    assert!(after["caches"]["pages"]["hits"].as_u64() > Some(0), "{after}");
+    assert_eq!((&after["caches"]["content_lists"]["misses"], &after["store"]["http_retries"]), (&0.into(), &0.into()));
     program.gate.set(Mode::Frozen);
     assert!(after["memory_bytes"].as_u64().unwrap() > 0 && after["memory_limit_bytes"] == 128 << 20);
     for _ in 0..3 {
         assert_eq!(status()["pid"], after["pid"]);
     }
     assert_eq!(fs::write(&path, "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn the_status_tells_what_the_caches_had_and_what_was_asked_again() {
+    if !may_mount() {
+        return;
+    }
+    let program = Program::new(&FILES);
+    let path = program.mountpoint().join(".kloset/status.json");
+    let status = || -> Value { serde_json::from_slice(&fs::read(&path).unwrap()).unwrap() };
+    let read = || assert_eq!(fs::read(program.latest().join("file")).unwrap(), b"content\n");
+    {
+        let mut serving = program.serve(&[]);
+        read();
+        program.done(&["umount", program.mountpoint().to_str().unwrap()]);
+        assert!(serving.ends_well(), "its cache is written by then");
+    }
+    {
+        let _serving = program.serve(&["--no-cache"]);
+        read();
+        assert_eq!(status()["caches"]["disk"], Value::Null);
+    }
+    let _serving = program.serve(&["--refresh", "1"]);
+    read();
+    let disk = &status()["caches"]["disk"];
+    assert!(disk["hits"].as_u64() > Some(0) && disk["bytes"].as_u64() > Some(100), "{disk}");
+    program.gate.set(Mode::Busy);
+    until("asked again", || {
+        assert!(!names(&program.mountpoint().join("snapshots")).is_empty());
+        status()["store"]["http_retries"].as_u64() > Some(0)
+    });
 }
 
 /// Programs that draw previews or fill an index see names and attributes and get no content (`EACCES`); `--deny` names

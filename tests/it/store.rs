@@ -163,6 +163,18 @@ async fn a_store_that_does_not_know_the_condition_is_not_asked_for_minutes() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
+#[tokio::test]
+async fn requests_that_are_sent_again_are_counted() {
+    let port = answer_with(b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n\r\n").await;
+    let store = open(port, "bucket", &S3Options { retries_max: 2, ..options() });
+    assert!(store.get("x", 10).await.is_err());
+    assert_eq!((store.counts().http_requests, store.counts().http_retries), (3, 3));
+    let port = answer_with(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+    let store = open(port, "bucket", &options());
+    assert!(store.get("x", 10).await.is_err());
+    assert_eq!((store.counts().http_requests, store.counts().http_retries), (1, 0));
+}
+
 /// Answers every request on a port with the same bytes.
 async fn answer_with(answer: &'static [u8]) -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

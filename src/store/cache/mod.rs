@@ -44,6 +44,17 @@ pub struct CacheOptions {
     pub bytes_max: u64,
 }
 
+/// What was looked for in a cache since it was opened; a piece of an object counts as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCacheCounts {
+    /// What was there.
+    pub hits: u64,
+    /// What was not, or not to be believed.
+    pub misses: u64,
+    /// Bytes of what was there.
+    pub bytes: u64,
+}
+
 /// A cache of one store's objects; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct DiskCache {
@@ -60,6 +71,9 @@ struct Inner {
     /// Reads are not tried before then: the disk hangs.
     stalled_until: Mutex<Option<Instant>>,
     has_warned: AtomicBool,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    hit_bytes: AtomicU64,
 }
 
 impl DiskCache {
@@ -81,7 +95,16 @@ impl DiskCache {
         };
         std::thread::Builder::new().name("cache".to_owned()).spawn(move || keeper.run(&taken))?;
         let (stalled_until, has_warned) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { inner: Arc::new(Inner { folder, key, jobs, waiting, stalled_until, has_warned }), keeps: true })
+        let (hits, misses, hit_bytes) = Default::default();
+        let inner = Inner { folder, key, jobs, waiting, stalled_until, has_warned, hits, misses, hit_bytes };
+        Ok(Self { inner: Arc::new(inner), keeps: true })
+    }
+
+    /// Returns what was looked for in it by this process so far.
+    #[must_use]
+    pub fn counts(&self) -> DiskCacheCounts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DiskCacheCounts { hits: of(&self.inner.hits), misses: of(&self.inner.misses), bytes: of(&self.inner.hit_bytes) }
     }
 
     /// Waits until what was to be kept is written, but no longer than `wait`.
@@ -103,8 +126,9 @@ impl DiskCache {
     /// Returns the whole object if it is kept.
     async fn whole(&self, object: &str, bytes_max: u64) -> Option<Bytes> {
         let slot = Slot { object: object.to_owned(), piece: None };
-        let entry = self.off_thread(move |inner| inner.read(&slot, bytes_max)).await.flatten()?;
-        Some(entry.content)
+        let entry = self.off_thread(move |inner| inner.read(&slot, bytes_max)).await.flatten();
+        self.count(entry.as_ref());
+        Some(entry?.content)
     }
 
     /// Returns those of the pieces `first..=last` that are kept.
@@ -114,7 +138,18 @@ impl DiskCache {
             let slot = |number| Slot { object: object.clone(), piece: Some(number) };
             (first..=last).map(|number| inner.read(&slot(number), PIECE_BYTES)).collect::<Vec<_>>()
         };
-        self.off_thread(read).await.unwrap_or_else(|| (first..=last).map(|_| None).collect())
+        let pieces = self.off_thread(read).await.unwrap_or_else(|| (first..=last).map(|_| None).collect());
+        pieces.iter().for_each(|piece| self.count(piece.as_ref()));
+        pieces
+    }
+
+    fn count(&self, found: Option<&Entry>) {
+        let Some(entry) = found else {
+            self.inner.misses.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.inner.hits.fetch_add(1, Ordering::Relaxed);
+        self.inner.hit_bytes.fetch_add(entry.content.len() as u64, Ordering::Relaxed);
     }
 
     /// Keeps an entry when there is time for it; never waits.
