@@ -27,12 +27,23 @@ impl Identity {
     #[must_use]
     pub fn of(directory: u64, snapshot: SnapshotId, node: &Node) -> Self {
         let shared = node.identity.links > 1 && !matches!(node.kind, NodeKind::Directory(_));
-        let mut hash = blake3::Hasher::new();
-        if shared {
-            hash_file(&mut hash, snapshot, node);
-        } else {
-            hash.update(&directory.to_le_bytes()).update(node.name.as_bytes());
+        if !shared {
+            return Self::below(directory, node.name.as_bytes());
         }
+        let mut hash = blake3::Hasher::new();
+        hash_file(&mut hash, snapshot, node);
+        Self::from_hash(&hash)
+    }
+
+    /// Returns the identity of what has a name of its own in a directory, as every directory does.
+    #[must_use]
+    pub fn below(directory: u64, name: &[u8]) -> Self {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&directory.to_le_bytes()).update(name);
+        Self::from_hash(&hash)
+    }
+
+    fn from_hash(hash: &blake3::Hasher) -> Self {
         let hash = *hash.finalize().as_bytes();
         let number = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8"));
         let check = u32::from_le_bytes(*hash[8..].first_chunk().expect("24 bytes hold 4"));

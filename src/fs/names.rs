@@ -10,6 +10,8 @@ use crate::repo::layout::SnapshotName;
 
 /// No name is longer, in bytes: Linux' `NAME_MAX`.
 pub(super) const NAME_BYTES_MAX: usize = 255;
+/// What is longer is not what programs know a file by.
+const ENDING_BYTES_MAX: usize = 16;
 /// Hex digits of a short id.
 const SHORT_DIGITS: usize = 8;
 
@@ -22,6 +24,8 @@ pub struct Names {
     pub times: Vec<String>,
     /// The name of each in `ids/`.
     pub ids: Vec<String>,
+    /// Stands for the snapshots: another listing has another one.
+    pub digest: u64,
     by_second: HashMap<String, Vec<usize>>,
 }
 
@@ -31,7 +35,9 @@ impl Names {
     pub fn new(snapshots: Vec<SnapshotName>) -> Self {
         let mut by_second: HashMap<String, Vec<usize>> = HashMap::new();
         let mut by_short: HashMap<String, usize> = HashMap::new();
+        let mut digest = blake3::Hasher::new();
         for (at, name) in snapshots.iter().enumerate() {
+            digest.update(&name.unix_ms.to_le_bytes()).update(name.id.as_bytes());
             by_second.entry(second(name)).or_default().push(at);
             *by_short.entry(name.id.short()).or_default() += 1;
         }
@@ -44,7 +50,8 @@ impl Names {
             _ => name.id.to_string(),
         };
         let (times, ids) = (snapshots.iter().map(time).collect(), snapshots.iter().map(id).collect());
-        Self { snapshots, times, ids, by_second }
+        let digest = u64::from_le_bytes(*digest.finalize().as_bytes().first_chunk().expect("32 bytes hold 8"));
+        Self { snapshots, times, ids, digest, by_second }
     }
 
     /// Finds a snapshot by its name in `snapshots/`.
@@ -87,6 +94,26 @@ fn second(name: &SnapshotName) -> String {
 
 fn with_id(name: &SnapshotName) -> String {
     format!("{}-{}", second(name), name.id.short())
+}
+
+/// Names a version of a file: the time of its snapshot, and what the file's own name ends with.
+#[must_use]
+pub fn of_version(time: &str, file: &[u8]) -> Vec<u8> {
+    [time.as_bytes(), ending(file)].concat()
+}
+
+/// Returns the time in the name of a version, if it can be one.
+#[must_use]
+pub fn time_of_version<'a>(name: &'a [u8], file: &[u8]) -> Option<&'a str> {
+    std::str::from_utf8(name.strip_suffix(ending(file))?).ok()
+}
+
+/// Returns the last dot of a name and what follows, by which programs know a file; empty where that is nothing, too long,
+/// or all of the name.
+fn ending(file: &[u8]) -> &[u8] {
+    let dot = file.iter().rposition(|b| *b == b'.').filter(|dot| *dot > 0);
+    let ending = dot.map_or(&[][..], |dot| &file[dot..]);
+    if (2..=ENDING_BYTES_MAX).contains(&ending.len()) { ending } else { &[] }
 }
 
 /// Makes a directory's name of a host or a tag.
@@ -151,6 +178,18 @@ mod tests {
         for none in ["01010101", "0303", "", "zzzzzzzz", "04040404"] {
             assert_eq!(names.by_id(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn a_version_is_named_by_its_time_and_the_end_of_its_file() {
+        let long = format!("a.{}", "x".repeat(16));
+        for (file, end) in [("a.txt", ".txt"), ("b.tar.gz", ".gz"), (".bashrc", ""), ("a.", ""), ("a", ""), (&long, "")]
+        {
+            let name = of_version("T", file.as_bytes());
+            assert_eq!(String::from_utf8_lossy(&name), format!("T{end}"));
+            assert_eq!(time_of_version(&name, file.as_bytes()), Some("T"));
+        }
+        assert_eq!(time_of_version(b"T.doc", b"a.txt"), None);
     }
 
     /// Slashes and NULs in hosts and tags become `_`, and so does a dot at the beginning.

@@ -6,11 +6,11 @@
 //! hosts/HOST/2026-11-22_13-58-00   -> ../../snapshots/2026-11-22_13-58-00, and latest
 //! tags/TAG/...               the same
 //! ids/3f2a91c0               -> ../snapshots/2026-11-22_13-58-00
+//! versions/                  every path of every snapshot; what is in it is made elsewhere
 //! .kloset/status.json        what the mount has done so far; not listed, so that no walk meets it
 //! ```
 //!
-//! Each snapshot is one folder at one place and everything else are links to it: whoever walks the whole mount meets
-//! every file once. `snapshots/` and `ids/` need the listing only; `hosts/` and `tags/` open every manifest, when they
+//! Each snapshot is one folder at one place, and everything but `versions/` are links to it. `snapshots/` and `ids/` need the listing only; `hosts/` and `tags/` open every manifest, when they
 //! are looked into. How fresh the listing is is decided in [`super::listing`]. It knows nothing of what is in a snapshot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,9 +22,9 @@ use serde_json::{Value, json};
 
 use super::errno::FsError;
 use super::filter::Wanted;
-use super::inodes::NODE_BIT;
 use super::listing::{Listing, Need};
 use super::names::{Names, escape};
+use super::paths::PATH_BIT;
 use crate::repo::cache::{Cache, Weigh};
 use crate::repo::layout::SnapshotName;
 use crate::repo::tree::TreeRef;
@@ -50,6 +50,8 @@ pub enum What {
     Tags,
     /// `ids/`.
     Ids,
+    /// `versions/`.
+    Versions,
     /// A host's folder.
     Host(Arc<str>),
     /// A tag's folder.
@@ -198,6 +200,20 @@ impl Roots {
         }
     }
 
+    /// Returns the snapshots and their names, as fresh as they are needed.
+    pub async fn names(&self, need: Need) -> Arc<Names> {
+        self.0.listing.names(need).await
+    }
+
+    /// Returns the folder of a snapshot in `snapshots/`; `None` for one that is not in the listing.
+    #[must_use]
+    pub fn snapshot_root(&self, names: &Names, name: SnapshotName) -> Option<Root> {
+        let at = names.position(name)?;
+        let folder = number(TOP, "snapshots", &What::Snapshots);
+        let folder = Root { number: folder, parent: TOP, sequence: 0, name: "snapshots".into(), what: What::Snapshots };
+        Some(self.intern(&folder, &names.times[at], What::Snapshot(name)))
+    }
+
     /// Returns the time of the newest snapshot that is known.
     #[must_use]
     pub fn newest_unix_ms(&self) -> i64 {
@@ -309,7 +325,7 @@ impl Roots {
             What::Tags => self.tags(names).await?.into_keys().map(|t| (t.to_string(), What::Tag(t))).collect(),
             What::Host(host) => links(names, self.hosts(names).await?.get(host)),
             What::Tag(tag) => links(names, self.tags(names).await?.get(tag)),
-            What::Control => Vec::new(),
+            What::Control | What::Versions => Vec::new(),
             What::Link(..) | What::Snapshot(_) | What::Status => return Err(FsError::NotDirectory),
         })
     }
@@ -404,7 +420,13 @@ impl Roots {
 }
 
 fn top(names: &Names) -> Vec<(String, What)> {
-    let folders = [("snapshots", What::Snapshots), ("hosts", What::Hosts), ("tags", What::Tags), ("ids", What::Ids)];
+    let folders = [
+        ("snapshots", What::Snapshots),
+        ("hosts", What::Hosts),
+        ("tags", What::Tags),
+        ("ids", What::Ids),
+        ("versions", What::Versions),
+    ];
     let mut children: Vec<_> = folders.map(|(name, what)| (name.to_owned(), what)).into();
     if let Some(last) = names.snapshots.len().checked_sub(1) {
         children.push(("latest".to_owned(), link("snapshots", names, last)));
@@ -441,6 +463,6 @@ fn number(folder: u64, name: &str, what: &What) -> u64 {
         _ => {}
     }
     let hash = *hash.finalize().as_bytes();
-    let number = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8")) & (NODE_BIT - 1);
+    let number = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8")) & (PATH_BIT - 1);
     number.max(TOP + 1)
 }

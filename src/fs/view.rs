@@ -9,6 +9,7 @@ mod content;
 mod counters;
 mod lines;
 mod options;
+mod versions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,10 @@ use std::time::Duration;
 use super::attr::Attr;
 use super::directory::{self, Leaf};
 use super::errno::FsError;
+use super::history::Histories;
 use super::inodes::{Home, Identity, Inodes, NODE_BIT, Place};
 use super::names::NAME_BYTES_MAX;
+use super::paths::{PATH_BIT, Paths, Place as PathPlace};
 use super::readahead::{Readahead, WINDOW_BYTES_MAX};
 use super::roots::{Root, Roots, Stale, TOP, What};
 use super::status::Status;
@@ -50,6 +53,8 @@ struct Inner {
     status_file: StatusFile,
     store: Store,
     inodes: Inodes,
+    paths: Paths,
+    histories: Histories,
     reader: Reader,
     ahead: Readahead,
     options: ViewOptions,
@@ -84,10 +89,25 @@ impl NodeAt {
     }
 }
 
+/// A folder below `versions/`, or that itself.
+struct PathFolder {
+    number: u64,
+    parent: u64,
+    path: Vec<u8>,
+}
+
 /// What an inode number stands for.
 pub(super) enum Inode {
     Root(Root),
+    Path(PathPlace),
     Node(NodeAt),
+}
+
+/// A directory of any kind.
+enum Folder {
+    Root(Root),
+    Path(PathFolder),
+    Stored(Directory),
 }
 
 impl View {
@@ -108,8 +128,10 @@ impl View {
             Some(name) => folder(&reader, roots.open(name).await?.tree, &options.path).await?,
             None => None,
         };
-        let (inodes, status_file) = (Inodes::default(), StatusFile::default());
-        Ok(Self(Arc::new(Inner { roots, top, status, status_file, store, inodes, reader, ahead, options })))
+        let (inodes, paths, status_file) = (Inodes::default(), Paths::default(), StatusFile::default());
+        let histories = Histories::new(reader.clone(), roots.clone());
+        let inner = Inner { roots, top, status, status_file, store, inodes, paths, histories, reader, ahead, options };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Returns the counters of this mount.
@@ -140,8 +162,9 @@ impl View {
             return Err(FsError::NameTooLong);
         }
         match self.directory(parent).await? {
-            Ok(directory) => self.lookup_node(&directory, name).await,
-            Err(root) => {
+            Folder::Stored(directory) => self.lookup_node(&directory, name).await,
+            Folder::Path(folder) => self.lookup_path(&folder, name).await,
+            Folder::Root(root) => {
                 let Ok(name) = std::str::from_utf8(name) else { return Ok(Found { attr: None, ttl: TOP_TTL }) };
                 let found = self.0.roots.lookup(&root, name).await?;
                 if found.as_ref().is_some_and(|root| root.what == What::Status) {
@@ -165,6 +188,8 @@ impl View {
     pub fn forget(&self, number: u64, lookups: u64) {
         if number & NODE_BIT != 0 {
             self.0.inodes.forget(number, lookups);
+        } else if number & PATH_BIT != 0 {
+            self.0.paths.forget(number, lookups);
         }
     }
 
@@ -175,6 +200,7 @@ impl View {
     pub async fn getattr(&self, number: u64) -> Result<Shown, FsError> {
         Ok(match self.inode(number).await? {
             Inode::Root(root) => Shown { attr: self.root_attr(&root), ttl: ttl(&root) },
+            Inode::Path(place) => Shown { attr: self.path_attr(number, &place.path).await?, ttl: TOP_TTL },
             Inode::Node(at) => Shown { attr: self.attr(at.node()?, number), ttl: FIXED_TTL },
         })
     }
@@ -186,7 +212,7 @@ impl View {
     pub async fn readlink(&self, number: u64) -> Result<Vec<u8>, FsError> {
         match self.inode(number).await? {
             Inode::Root(Root { what: What::Link(target, _), .. }) => Ok(target.as_bytes().to_vec()),
-            Inode::Root(_) => Err(FsError::Invalid),
+            Inode::Root(_) | Inode::Path(_) => Err(FsError::Invalid),
             Inode::Node(at) => match &at.node()?.kind {
                 NodeKind::Symlink(target) => Ok(target.clone()),
                 _ => Err(FsError::Invalid),
@@ -212,10 +238,13 @@ impl View {
     /// Returns how many inodes are in use besides those of the virtual top.
     #[must_use]
     pub fn inodes_len(&self) -> usize {
-        self.0.inodes.len()
+        self.0.inodes.len() + self.0.paths.len()
     }
 
     pub(super) async fn inode(&self, number: u64) -> Result<Inode, FsError> {
+        if number & (NODE_BIT | PATH_BIT) == PATH_BIT {
+            return self.0.paths.place(number).map(Inode::Path).ok_or(FsError::Stale);
+        }
         if number & NODE_BIT == 0 {
             return self.0.roots.root(number).map(Inode::Root).ok_or(FsError::Stale);
         }
@@ -224,21 +253,23 @@ impl View {
         Ok(Inode::Node(NodeAt { page, place }))
     }
 
-    /// Returns the stored directory behind an inode, or the virtual folder that it is.
-    async fn directory(&self, number: u64) -> Result<Result<Directory, Root>, FsError> {
+    /// Returns the directory that an inode is.
+    async fn directory(&self, number: u64) -> Result<Folder, FsError> {
         match self.inode(number).await? {
             Inode::Root(root) => match root.what {
                 What::Snapshot(name) => {
                     let tree = self.snapshot_tree(&root, name).await?;
-                    Ok(Ok(Directory { number, parent: root.parent, snapshot: root.sequence, tree }))
+                    Ok(Folder::Stored(Directory { number, parent: root.parent, snapshot: root.sequence, tree }))
                 }
+                What::Versions => Ok(Folder::Path(PathFolder { number, parent: root.parent, path: Vec::new() })),
                 What::Link(..) | What::Status => Err(FsError::NotDirectory),
-                _ => Ok(Err(root)),
+                _ => Ok(Folder::Root(root)),
             },
+            Inode::Path(PathPlace { parent, path }) => Ok(Folder::Path(PathFolder { number, parent, path })),
             Inode::Node(at) => match at.node()?.kind {
                 NodeKind::Directory(tree) => {
                     let Home { directory: parent, snapshot, .. } = at.place.home;
-                    Ok(Ok(Directory { number, parent, snapshot, tree }))
+                    Ok(Folder::Stored(Directory { number, parent, snapshot, tree }))
                 }
                 _ => Err(FsError::NotDirectory),
             },

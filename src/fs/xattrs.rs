@@ -4,13 +4,13 @@
 //! source's and nothing more. Stored ones come first. Where the mount is to be readable for one user, ACLs are not shown,
 //! and so not enforced.
 
+use super::content_id::content_id;
 use super::errno::FsError;
 use super::roots::{Root, What};
 use super::view::{Inode, View};
 use crate::repo::RepoError;
 use crate::repo::layout::SnapshotName;
-use crate::repo::reader::Reader;
-use crate::repo::tree::{FileContent, Node, NodeKind};
+use crate::repo::tree::{Node, NodeKind};
 
 /// Extended attribute with the id of the snapshot that something is in.
 const SNAPSHOT_XATTR: &str = "user.kloset.snapshot";
@@ -20,8 +20,6 @@ const INCOMPLETE_XATTR: &str = "user.kloset.incomplete";
 const ID_XATTR: &str = "user.kloset.id";
 /// What the names of ACLs begin with.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
-/// Chunk lists of large files are gone through in steps of so many bytes of content.
-const STEP_BYTES: u64 = 1 << 30;
 
 /// Tells whether a node has an ACL that says who may open it.
 #[must_use]
@@ -45,6 +43,7 @@ impl View {
                 self.top_node().iter().filter(|_| root.is_top()).for_each(|node| self.add_names(node, &mut add));
                 self.root_xattrs(&root).await?.iter().for_each(|(name, _)| add(name.as_bytes()));
             }
+            Inode::Path(_) => {}
             Inode::Node(at) => self.add_names(at.node()?, &mut add),
         }
         Ok(names)
@@ -67,6 +66,7 @@ impl View {
                     None => self.root_xattr(&root, name).await,
                 }
             }
+            Inode::Path(_) => Err(FsError::NoAttribute),
             Inode::Node(at) => {
                 let node = at.node()?;
                 if let Some(value) = self.stored(node, name) {
@@ -124,26 +124,4 @@ impl View {
     async fn is_incomplete(&self, name: SnapshotName) -> Result<bool, RepoError> {
         Ok(self.roots().open(name).await?.incomplete)
     }
-}
-
-/// Returns what stands for the content of a file: a hash over its length, its holes and the ids of its chunks.
-async fn content_id(reader: &Reader, file: &FileContent) -> Result<String, RepoError> {
-    let mut hash = blake3::Hasher::new();
-    hash.update(b"kloset content").update(&file.bytes.to_le_bytes());
-    for (offset, bytes) in &file.holes {
-        hash.update(&offset.to_le_bytes()).update(&bytes.to_le_bytes());
-    }
-    let (data_bytes, mut from, mut behind) = (file.data_bytes(), 0, None);
-    while from < data_bytes {
-        let to = data_bytes.min(from + STEP_BYTES);
-        for (offset, chunk) in reader.chunks_in(&file.data, from..to).await? {
-            // A chunk across the end of a step comes in both.
-            if behind.is_none_or(|behind| offset > behind) {
-                hash.update(chunk.id.as_bytes());
-                behind = Some(offset);
-            }
-        }
-        from = to;
-    }
-    Ok(hash.finalize().to_hex().to_string())
 }

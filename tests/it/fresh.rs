@@ -69,13 +69,16 @@ fn new_snapshots_appear_latest_moves_and_forgotten_ones_vanish() {
     assert_eq!(names(&at("snapshots")), [&*second]);
     assert_eq!(names(&at("ids")).len(), 1);
     assert_eq!(names(&at(&format!("hosts/{host}"))), [&*second, "latest"]);
+    let version = at(&format!("versions{}/big", program.source().display()));
+    until("moved", || names(&version) == [&*second]);
     let mut rest = vec![0; (8 << 20) - 4096];
     held.read_exact_at(&mut rest, 4096).unwrap();
     assert!(rest == content[4096..]);
 
     fs::remove_file(&objects(&program)[0]).unwrap();
-    until("empty", || names(&program.mountpoint()) == ["hosts", "ids", "snapshots", "tags"]);
-    assert!(names(&at("snapshots")).is_empty() && names(&at("tags")).is_empty());
+    let folders = ["hosts", "ids", "snapshots", "tags", "versions"];
+    until("empty", || names(&program.mountpoint()) == folders);
+    assert!(names(&at("snapshots")).is_empty() && names(&at("tags")).is_empty() && names(&at("versions")).is_empty());
     // The kernel hears of it a moment later.
     until("gone", || fs::read_link(at("latest")).is_err());
 }

@@ -33,4 +33,5 @@ mod shown;
 mod store;
 mod support;
 mod tidy;
+mod versions;
 mod view;

@@ -76,9 +76,10 @@ fn ten_thousand_entries_are_listed_once_each_from_any_place() {
     let guard = Guard::new(&kloset);
     let latest = guard.latest(source.path());
     let before = check_listing(&latest.join("many"), MANY);
-    for (folder, entries) in [("snapshots", 1), ("hosts/h", 2), ("ids", 1), ("", 5)] {
+    for (folder, entries) in [("snapshots", 1), ("hosts/h", 2), ("ids", 1), ("versions", 1), ("", 6)] {
         check_listing(&guard.path().join(folder), entries);
     }
+    check_listing(&guard.path().join(format!("versions{}/many", source.path().display())), MANY);
     drop(guard);
     let again = Guard::new(&kloset);
     assert_eq!(check_listing(&again.latest(source.path()).join("many"), MANY), before);
@@ -92,7 +93,9 @@ fn a_listing_agrees_with_stat() {
     let latest = guard.latest(source.path());
     let snapshot = guard.path().join("latest").canonicalize().unwrap();
     let mut kinds = Vec::new();
-    for folder in [guard.path(), guard.path().join("hosts/h"), snapshot, latest.join("deep"), latest] {
+    let versions = guard.path().join(format!("versions{}", source.path().display()));
+    let small = versions.join("small");
+    for folder in [guard.path(), guard.path().join("hosts/h"), snapshot, latest.join("deep"), latest, versions, small] {
         for entry in list(&File::open(&folder).unwrap(), 0, usize::MAX, 4096) {
             if entry.name.contains('\u{fffd}') {
                 continue; // it is no text, and its name in the list is another one's

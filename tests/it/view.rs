@@ -1,86 +1,16 @@
 //! What `docs/semantics.md` promises of the view, held without a kernel; each test's comment is the paragraph it proves.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use futures::FutureExt;
-use kloset_mount::fs::attr::{Attr, Kind};
+use kloset_mount::fs::attr::Kind;
 use kloset_mount::fs::view::{FIXED_TTL, ROOT, TOP_TTL};
-use kloset_mount::fs::{FsError, View, ViewOptions};
+use kloset_mount::fs::{FsError, ViewOptions};
 use rustix::io::Errno;
 
 use crate::support::switched::{Kloset, fill, noise};
-
-/// A view with the blocking calls that tests want.
-struct Looked<'a> {
-    kloset: &'a Kloset,
-    view: View,
-}
-
-impl Kloset {
-    fn look(&self) -> Looked<'_> {
-        self.look_with(ViewOptions::default())
-    }
-
-    fn look_with(&self, options: ViewOptions) -> Looked<'_> {
-        let view = self.runtime.block_on(View::new(self.repo.clone(), options)).unwrap();
-        Looked { kloset: self, view }
-    }
-}
-
-impl Looked<'_> {
-    fn run<T>(&self, work: impl Future<Output = T>) -> T {
-        self.kloset.runtime.block_on(work)
-    }
-
-    /// Follows a path of bytes and returns what it leads to.
-    fn find(&self, path: &str) -> Option<Attr> {
-        self.find_below(ROOT, path)
-    }
-
-    fn find_below(&self, from: u64, path: &str) -> Option<Attr> {
-        let mut attr = self.run(self.view.getattr(from)).unwrap().attr;
-        for name in path.split('/').filter(|name| !name.is_empty()) {
-            attr = self.run(self.view.lookup(attr.number, name.as_bytes())).unwrap().attr?;
-        }
-        Some(attr)
-    }
-
-    /// Lists a folder as the kernel does, `lines` at a time.
-    fn list(&self, number: u64, lines: usize) -> BTreeMap<String, Attr> {
-        let (mut all, mut offset) = (BTreeMap::new(), 0);
-        loop {
-            let mut taken = 0;
-            self.run(self.view.readdir(number, offset, false, &mut |line| {
-                if taken == lines {
-                    return true;
-                }
-                let name = String::from_utf8_lossy(line.name).into_owned();
-                assert!(all.insert(name, line.attr).is_none(), "listed twice");
-                (taken, offset) = (taken + 1, line.next);
-                false
-            }))
-            .unwrap();
-            if taken == 0 {
-                return all;
-            }
-        }
-    }
-
-    fn names(&self, path: &str) -> Vec<String> {
-        let dots = [".".to_owned(), "..".to_owned()];
-        let names = self.list(self.find(path).unwrap().number, 100).into_keys();
-        names.filter(|name| !dots.contains(name)).collect()
-    }
-
-    fn read_all(&self, number: u64, bytes: u64) -> Result<Vec<u8>, FsError> {
-        let step = 100_003;
-        let reads = (0..bytes.div_ceil(step)).map(|n| self.run(self.view.read(number, n * step, 100_003)));
-        Ok(reads.collect::<Result<Vec<_>, _>>()?.concat())
-    }
-}
 
 fn source() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -88,16 +18,16 @@ fn source() -> tempfile::TempDir {
     folder
 }
 
-/// The root holds `latest`, a link to the newest snapshot, and four folders. `snapshots/` has one folder a snapshot,
+/// The root holds `latest`, a link to the newest snapshot, and five folders. `snapshots/` has one folder a snapshot,
 /// named by its time in UTC without colons: `2026-11-22_13-58-00`. `hosts/HOST/`, `tags/TAG/` and `ids/` hold links to
-/// them, and each host and tag has a `latest` of its own. So whoever walks the whole mount meets every file once.
+/// them, and each host and tag has a `latest` of its own.
 #[test]
 fn names_lead_to_snapshots() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
     kloset.backup_as(folder.path(), "anna's/pc", &[".hidden"]);
     let second = kloset.backup_as(folder.path(), "server", &["daily", "daily"]);
     let looked = kloset.look();
-    assert_eq!(looked.names(""), ["hosts", "ids", "latest", "snapshots", "tags"]);
+    assert_eq!(looked.names(""), ["hosts", "ids", "latest", "snapshots", "tags", "versions"]);
     assert_eq!(looked.names("snapshots"), ["2026-11-22_13-59-00", "2026-11-22_14-00-00"]);
     assert_eq!(looked.names("hosts"), ["anna's_pc", "server"]);
     assert_eq!(looked.names("hosts/server"), ["2026-11-22_14-00-00", "latest"]);
@@ -119,13 +49,15 @@ fn names_lead_to_snapshots() {
     assert_eq!(looked.find("snapshots/2026-11-22_15-00-00"), None);
 }
 
-/// An empty kloset shows the four folders, empty, and no `latest`.
+/// An empty kloset shows the five folders, empty, and no `latest`.
 #[test]
 fn an_empty_kloset_has_folders_and_no_latest() {
     let kloset = Kloset::new();
     let looked = kloset.look();
-    assert_eq!(looked.names(""), ["hosts", "ids", "snapshots", "tags"]);
-    assert!(looked.names("snapshots").is_empty() && looked.names("hosts").is_empty());
+    assert_eq!(looked.names(""), ["hosts", "ids", "snapshots", "tags", "versions"]);
+    assert!(
+        looked.names("snapshots").is_empty() && looked.names("hosts").is_empty() && looked.names("versions").is_empty()
+    );
 }
 
 /// From start to the first listing there is one request besides those that open the kloset, whatever the number of
@@ -256,8 +188,8 @@ fn an_idle_mount_asks_nothing() {
     assert_eq!(kloset.requests(), before + 1);
 }
 
-/// The kernel is told which names no longer hold; what it is not told of (a host or tag that came or went) it keeps for
-/// a second.
+/// The kernel is told which names no longer hold; what it is not told of (a host or tag that came or went, what is in
+/// `versions/`) it keeps for a second.
 #[test]
 fn names_that_no_longer_hold_are_told() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());

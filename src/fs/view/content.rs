@@ -27,7 +27,7 @@ impl View {
             Inode::Root(Root { what: What::Status, .. }) => {
                 return Ok(self.0.status_file.read(offset, size));
             }
-            Inode::Root(_) => return Err(FsError::IsDirectory),
+            Inode::Root(_) | Inode::Path(_) => return Err(FsError::IsDirectory),
         };
         let file = at.file()?;
         let range = offset.min(file.bytes)..offset.saturating_add(u64::from(size)).min(file.bytes);
@@ -52,7 +52,7 @@ impl View {
                 let file = at.file()?;
                 seek_hole_or_data(&file.holes, file.bytes, offset, wants_hole).ok_or(FsError::BehindEnd)
             }
-            Inode::Root(_) => Err(FsError::Invalid),
+            Inode::Root(_) | Inode::Path(_) => Err(FsError::Invalid),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::super::attr::{Attr, Kind};
 use super::super::directory;
 use super::super::errno::FsError;
 use super::super::roots::Root;
-use super::{Directory, FIXED_TTL, Line, TOP_TTL, View, ttl};
+use super::{Directory, FIXED_TTL, Folder, Line, TOP_TTL, View, ttl};
 
 impl View {
     /// Lists a directory from `offset` on, 0 for its start, until `take` returns `true` for a line it has no room for.
@@ -25,13 +25,19 @@ impl View {
         take: &mut (dyn FnMut(&Line<'_>) -> bool + Send),
     ) -> Result<(), FsError> {
         match self.directory(number).await? {
-            Ok(directory) => {
+            Folder::Stored(directory) => {
                 if !dots(offset, directory.number, directory.parent, take) {
                     self.list_nodes(&directory, offset.max(2), counted, take).await?;
                 }
                 Ok(())
             }
-            Err(root) => self.list_roots(&root, offset, take).await,
+            Folder::Path(folder) => {
+                if !dots(offset, folder.number, folder.parent, take) {
+                    self.list_path(&folder, offset.max(2), counted, take).await?;
+                }
+                Ok(())
+            }
+            Folder::Root(root) => self.list_roots(&root, offset, take).await,
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod gate;
 pub(crate) mod kloset;
+pub(crate) mod looked;
 pub(crate) mod mounted;
 pub(crate) mod program;
 pub(crate) mod random;

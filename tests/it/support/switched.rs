@@ -172,6 +172,19 @@ impl Kloset {
         });
     }
 
+    /// The packs that there are.
+    pub(crate) fn packs(&self) -> Vec<ObjectPath> {
+        let packs = self.objects.inner.list(Some(&ObjectPath::from("packs"))).map_ok(|pack| pack.location);
+        self.runtime.block_on(packs.try_collect()).unwrap()
+    }
+
+    /// Deletes every pack but these.
+    pub(crate) fn delete_packs_but(&self, kept: &[ObjectPath]) {
+        for pack in self.packs().iter().filter(|pack| !kept.contains(pack)) {
+            self.runtime.block_on(self.objects.inner.delete(pack)).unwrap();
+        }
+    }
+
     /// Requests so far.
     pub(crate) fn requests(&self) -> u64 {
         let counts = self.repo.store.counts();
