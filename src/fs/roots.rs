@@ -6,12 +6,14 @@
 //! hosts/HOST/2026-11-22_13-58-00   -> ../../snapshots/2026-11-22_13-58-00, and latest
 //! tags/TAG/...               the same
 //! ids/3f2a91c0               -> ../snapshots/2026-11-22_13-58-00
+//! incomplete/2026-11-22_13-58-00   -> ../snapshots/2026-11-22_13-58-00, where something could not be read
 //! versions/                  every path of every snapshot; what is in it is made elsewhere
 //! .kloset/status.json        what the mount has done so far; not listed, so that no walk meets it
 //! ```
 //!
-//! Each snapshot is one folder at one place, and everything but `versions/` are links to it. `snapshots/` and `ids/` need the listing only; `hosts/` and `tags/` open every manifest, when they
-//! are looked into. How fresh the listing is is decided in [`super::listing`]. It knows nothing of what is in a snapshot.
+//! Each snapshot is one folder at one place, and everything but `versions/` are links to it. `snapshots/` and `ids/` need
+//! the listing only; `hosts/`, `tags/` and `incomplete/` open every manifest, when they are looked into. How fresh the
+//! listing is is decided in [`super::listing`]. It knows nothing of what is in a snapshot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -50,6 +52,8 @@ pub enum What {
     Tags,
     /// `ids/`.
     Ids,
+    /// `incomplete/`.
+    Incomplete,
     /// `versions/`.
     Versions,
     /// A host's folder.
@@ -325,6 +329,10 @@ impl Roots {
             What::Tags => self.tags(names).await?.into_keys().map(|t| (t.to_string(), What::Tag(t))).collect(),
             What::Host(host) => links(names, self.hosts(names).await?.get(host)),
             What::Tag(tag) => links(names, self.tags(names).await?.get(tag)),
+            What::Incomplete => {
+                let incomplete = self.incomplete(names).await?;
+                incomplete.into_iter().map(|at| (names.times[at].clone(), link("../snapshots", names, at))).collect()
+            }
             What::Control | What::Versions => Vec::new(),
             What::Link(..) | What::Snapshot(_) | What::Status => return Err(FsError::NotDirectory),
         })
@@ -336,6 +344,12 @@ impl Roots {
 
     async fn tags(&self, names: &Names) -> Result<BTreeMap<Arc<str>, Vec<usize>>, FsError> {
         self.grouped(names, |opened| opened.tags.clone()).await
+    }
+
+    /// Returns the snapshots that lack something.
+    async fn incomplete(&self, names: &Names) -> Result<Vec<usize>, FsError> {
+        let groups = self.grouped(names, |opened| opened.incomplete.then(|| Arc::from("")).into_iter().collect());
+        Ok(groups.await?.into_values().flatten().collect())
     }
 
     /// Opens every manifest and groups the snapshots by what is in it.
@@ -364,7 +378,7 @@ impl Roots {
                 Err(RepoError::NoSnapshot(_)) => {}
                 // Whose it is cannot be known any more; in snapshots/ it stays to be seen, and there it is an error.
                 Err(RepoError::Damaged { object, problem }) => {
-                    tracing::debug!("not in hosts/ and tags/: {object}: {problem}");
+                    tracing::debug!("not in hosts/, tags/ and incomplete/: {object}: {problem}");
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -425,6 +439,7 @@ fn top(names: &Names) -> Vec<(String, What)> {
         ("hosts", What::Hosts),
         ("tags", What::Tags),
         ("ids", What::Ids),
+        ("incomplete", What::Incomplete),
         ("versions", What::Versions),
     ];
     let mut children: Vec<_> = folders.map(|(name, what)| (name.to_owned(), what)).into();

@@ -76,7 +76,7 @@ fn new_snapshots_appear_latest_moves_and_forgotten_ones_vanish() {
     assert!(rest == content[4096..]);
 
     fs::remove_file(&objects(&program)[0]).unwrap();
-    let folders = ["hosts", "ids", "snapshots", "tags", "versions"];
+    let folders = ["hosts", "ids", "incomplete", "snapshots", "tags", "versions"];
     until("empty", || names(&program.mountpoint()) == folders);
     assert!(names(&at("snapshots")).is_empty() && names(&at("tags")).is_empty() && names(&at("versions")).is_empty());
     // The kernel hears of it a moment later.

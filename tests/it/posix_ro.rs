@@ -276,7 +276,7 @@ fn a_name_that_leads_nowhere_says_why() {
     ] {
         assert_eq!(stat(at), expected, "{at}");
     }
-    for folder in ["", "snapshots", "hosts", "tags", "ids", "hosts/h", "versions", "versions/tmp"] {
+    for folder in ["", "snapshots", "hosts", "tags", "ids", "hosts/h", "incomplete", "versions", "versions/tmp"] {
         let at = |name: &str| rustix::fs::stat(guard.path().join(folder).join(name)).map(drop);
         assert_eq!((at(&longest), at(&longer)), (NOENT, Err(Errno::NAMETOOLONG)), "{folder:?}");
     }

@@ -18,16 +18,17 @@ fn source() -> tempfile::TempDir {
     folder
 }
 
-/// The root holds `latest`, a link to the newest snapshot, and five folders. `snapshots/` has one folder a snapshot,
+/// The root holds `latest`, a link to the newest snapshot, and six folders. `snapshots/` has one folder a snapshot,
 /// named by its time in UTC without colons: `2026-11-22_13-58-00`. `hosts/HOST/`, `tags/TAG/` and `ids/` hold links to
-/// them, and each host and tag has a `latest` of its own.
+/// them, and each host and tag has a `latest` of its own. `incomplete/` holds links to the snapshots that lack something,
+/// because it could not be read when they were made.
 #[test]
 fn names_lead_to_snapshots() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
     kloset.backup_as(folder.path(), "anna's/pc", &[".hidden"]);
     let second = kloset.backup_as(folder.path(), "server", &["daily", "daily"]);
     let looked = kloset.look();
-    assert_eq!(looked.names(""), ["hosts", "ids", "latest", "snapshots", "tags", "versions"]);
+    assert_eq!(looked.names(""), ["hosts", "ids", "incomplete", "latest", "snapshots", "tags", "versions"]);
     assert_eq!(looked.names("snapshots"), ["2026-11-22_13-59-00", "2026-11-22_14-00-00"]);
     assert_eq!(looked.names("hosts"), ["anna's_pc", "server"]);
     assert_eq!(looked.names("hosts/server"), ["2026-11-22_14-00-00", "latest"]);
@@ -47,21 +48,30 @@ fn names_lead_to_snapshots() {
     let root = looked.find("snapshots/2026-11-22_13-59-00").unwrap();
     assert_eq!((root.mode, root.mtime.seconds), (0o755, 1_795_355_940));
     assert_eq!(looked.find("snapshots/2026-11-22_15-00-00"), None);
+    assert_eq!(looked.names("incomplete"), Vec::<String>::new());
+    kloset.lacking(&second);
+    let looked = kloset.look();
+    assert_eq!(looked.names("incomplete"), ["2026-11-22_14-01-00"]);
+    let link = looked.find("incomplete/2026-11-22_14-01-00").unwrap();
+    assert_eq!(looked.run(looked.view.readlink(link.number)).unwrap(), b"../snapshots/2026-11-22_14-01-00");
+    let lacking = looked.find("snapshots/2026-11-22_14-01-00").unwrap().number;
+    assert_eq!(looked.run(looked.view.getxattr(lacking, b"user.kloset.incomplete")).unwrap(), b"1");
 }
 
-/// An empty kloset shows the five folders, empty, and no `latest`.
+/// An empty kloset shows the six folders, empty, and no `latest`.
 #[test]
 fn an_empty_kloset_has_folders_and_no_latest() {
     let kloset = Kloset::new();
     let looked = kloset.look();
-    assert_eq!(looked.names(""), ["hosts", "ids", "snapshots", "tags", "versions"]);
+    assert_eq!(looked.names(""), ["hosts", "ids", "incomplete", "snapshots", "tags", "versions"]);
     assert!(
         looked.names("snapshots").is_empty() && looked.names("hosts").is_empty() && looked.names("versions").is_empty()
     );
 }
 
 /// From start to the first listing there is one request besides those that open the kloset, whatever the number of
-/// snapshots and the amount of data. `hosts/` and `tags/` open every manifest the first time somebody looks into them.
+/// snapshots and the amount of data. `hosts/`, `tags/` and `incomplete/` open every manifest the first time somebody looks
+/// into them.
 #[test]
 fn the_first_listing_is_one_request_whatever_the_size() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -76,6 +86,7 @@ fn the_first_listing_is_one_request_whatever_the_size() {
         let (snapshots, before) = (looked.names("snapshots").len() as u64, kloset.requests());
         assert_eq!((looked.names("hosts"), kloset.requests() - before), (vec!["h".to_owned()], snapshots));
         assert_eq!((looked.names("tags").len(), kloset.requests() - before), (0, snapshots));
+        assert_eq!((looked.names("incomplete").len(), kloset.requests() - before), (0, snapshots));
     }
 }
 
@@ -136,8 +147,8 @@ fn hosts_that_become_one_name_share_a_folder() {
     }
 }
 
-/// A snapshot whose manifest is damaged is not in `hosts/` and `tags/`, since nobody knows whose it is; in `snapshots/`
-/// it is, and looking into it is an error.
+/// A snapshot whose manifest is damaged is not in `hosts/`, `tags/` and `incomplete/`, since nobody knows whose it is; in
+/// `snapshots/` it is, and looking into it is an error.
 #[test]
 fn a_snapshot_with_a_damaged_manifest_is_listed_and_an_error() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -146,6 +157,7 @@ fn a_snapshot_with_a_damaged_manifest_is_listed_and_an_error() {
     kloset.damage_newest_manifest();
     let looked = kloset.look();
     assert_eq!((looked.names("hosts"), looked.names("tags")), (vec!["whole".to_owned()], vec!["whole".to_owned()]));
+    assert!(looked.names("incomplete").is_empty());
     assert_eq!(looked.names("snapshots"), ["2026-11-22_13-59-00", "2026-11-22_14-00-00"]);
     let damaged = looked.find("snapshots/2026-11-22_14-00-00").unwrap();
     let error = looked.run(looked.view.lookup(damaged.number, b"tmp")).unwrap_err();

@@ -14,7 +14,11 @@ use kloset_mount::backup::{BackupOptions, BackupReport, backup};
 use kloset_mount::cpu::Cpu;
 use kloset_mount::env::{Clock, Env};
 use kloset_mount::monitor::Monitor;
+use kloset_mount::repo::id::SnapshotId;
 use kloset_mount::repo::keyslot::SlotSecret;
+use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::snapshot::Manifest;
+use kloset_mount::repo::writer::{Writer, WriterOptions};
 use kloset_mount::repo::{CreateOptions, Repo};
 use kloset_mount::store::Store;
 use object_store::memory::InMemory;
@@ -127,6 +131,17 @@ impl Kloset {
             ..BackupOptions::default()
         };
         backup(&self.repo, self.runtime.handle(), &options, &Arc::new(Monitor::default())).unwrap()
+    }
+
+    /// Makes a snapshot of what another has, that says of itself that it lacks something, a minute after it.
+    pub(crate) fn lacking(&self, report: &BackupReport) -> SnapshotName {
+        self.pass(60);
+        let env = &self.repo.env;
+        let name = SnapshotName { unix_ms: env.clock.unix_ms(), id: SnapshotId(env.entropy.bytes()) };
+        let manifest = Manifest { id: name.id, incomplete: true, errors_total: 1, ..report.manifest.clone() };
+        let mut writer = Writer::new(&self.repo, self.runtime.handle().clone(), WriterOptions::default());
+        writer.commit(name, &manifest).unwrap();
+        name
     }
 
     /// Switches the store off or on again.
