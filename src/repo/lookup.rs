@@ -3,18 +3,18 @@
 //! A writer asks it which chunks are stored, a reader where a chunk went that is not where its reference says. What
 //! lies in packs that are about to be deleted counts as absent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, Shared};
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
 
 use super::crypto::Keys;
 use super::error::RepoError;
 use super::id::{ChunkId, PackId, RunId};
 use super::index::{IndexRun, RUN_BYTES_MAX};
 use super::layout;
-use super::pack::PackKind;
 use super::pending::{PENDING_BYTES_MAX, PendingList};
 use super::tree::Placed;
 use crate::env::Clock;
@@ -22,6 +22,8 @@ use crate::store::Store;
 
 /// Index runs fetched at once.
 const FETCHES: usize = 16;
+/// KiB of index runs, sealed, that are fetched and not yet taken at most.
+const UNDER_WAY_KIB: u32 = 16 << 10;
 /// A reader does not load the index again sooner: what it does not explain is mostly damage, and stays so.
 const RELOAD_MS_MIN: i64 = 10_000;
 
@@ -38,11 +40,9 @@ impl Index {
     /// # Errors
     /// [`RepoError`]; a run that vanishes meanwhile was replaced by another and is passed over.
     pub async fn load(store: &Store, keys: &Keys) -> Result<Self, RepoError> {
-        let names = store.list(layout::INDEX).await?;
-        let ids: Vec<_> = names.iter().filter_map(|o| layout::parse_run(&o.name)).collect();
-        let runs: Vec<_> =
-            futures::stream::iter(ids).map(|id| load_run(store, keys, id)).buffered(FETCHES).try_collect().await?;
-        Ok(Self { runs: runs.into_iter().flatten().collect() })
+        let mut index = Self::default();
+        for_each_run((store, store), keys, |id, run| index.runs.push((id, run))).await?;
+        Ok(index)
     }
 
     /// Returns every place where a chunk was stored, in the order of the runs.
@@ -52,21 +52,37 @@ impl Index {
             run.entries[from..].iter().take_while(move |e| e.id == id).map(|e| run.placed(e))
         })
     }
+}
 
-    /// Joins what lies in packs of one kind to one table from chunk to place, without the packs of `absent`.
-    #[must_use]
-    pub fn table(&self, kind: PackKind, absent: &HashSet<PackId>) -> HashMap<ChunkId, Placed> {
-        let mut table = HashMap::new();
-        for (_, run) in &self.runs {
-            for entry in &run.entries {
-                let placed = run.placed(entry);
-                if run.packs[entry.pack as usize].kind == kind && !absent.contains(&placed.location.pack) {
-                    table.entry(entry.id).or_insert(placed);
-                }
-            }
+/// Lists the index runs in the first store and reads them from the second, the same one through a cache maybe; hands each
+/// over in the order of their names.
+///
+/// Memory is bounded: what is under way is 16 MiB of runs, or one run.
+///
+/// # Errors
+/// [`RepoError`]; a run that vanishes meanwhile was replaced by another and is passed over.
+pub async fn for_each_run(
+    (listed, read): (&Store, &Store),
+    keys: &Keys,
+    mut take: impl FnMut(RunId, IndexRun),
+) -> Result<(), RepoError> {
+    let under_way = Semaphore::new(UNDER_WAY_KIB as usize);
+    let runs =
+        listed.list(layout::INDEX).await?.into_iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.bytes)));
+    let mut runs = futures::stream::iter(runs)
+        .map(|(id, bytes)| {
+            let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, UNDER_WAY_KIB);
+            let room = under_way.acquire_many(kib);
+            async move { Ok::<_, RepoError>((room.await, load_run(read, keys, id).await?)) }
+        })
+        .buffered(FETCHES);
+    while let Some((room, run)) = runs.try_next().await? {
+        if let Some((id, run)) = run {
+            take(id, run);
         }
-        table
+        drop(room);
     }
+    Ok(())
 }
 
 async fn load_run(store: &Store, keys: &Keys, id: RunId) -> Result<Option<(RunId, IndexRun)>, RepoError> {

@@ -23,6 +23,7 @@ mod messagepack;
 pub mod pack;
 pub mod path;
 pub mod pending;
+mod places;
 pub mod reader;
 pub mod sealed;
 pub mod snapshot;

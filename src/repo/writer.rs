@@ -16,17 +16,18 @@ use super::Repo;
 use super::crypto::SealingKey;
 use super::error::RepoError;
 use super::id::{ChunkId, PackId, RunId, SessionId};
-use super::index::{IndexRun, RUN_ENTRIES_MAX};
+use super::index::{IndexRun, IndexedPack, RUN_ENTRIES_MAX};
 use super::layout::{self, SnapshotName};
-use super::lookup::{self, Index};
+use super::lookup;
 use super::pack::{
     self, DATA_FRAME_BYTES, DATA_PACK_BYTES, FRAME_CHUNKS_MAX, LONE_CHUNK_BYTES, PACK_CHUNKS_MAX, PackBuilder,
     PackKind, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
 };
+use super::places::Places;
 use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
-use super::tree::{ChunkRef, Placed, TREE_BYTES_MAX, TreeRef};
+use super::tree::{ChunkRef, Location, Placed, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Job;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// Packs being put at once: with 16 MiB each enough to fill a fast link, few enough for the memory.
 const UPLOADS_MAX: usize = 3;
@@ -41,10 +42,12 @@ pub struct Writer {
     packs_begun: u32,
     data: DataLane,
     trees: TreeLane,
-    /// Content that is stored, or about to be: without a place while its frame has none.
-    content_places: HashMap<ChunkId, Option<Placed>>,
+    /// Content that is stored, or about to be.
+    content_places: Places,
+    /// Content whose frame has no place yet.
+    unplaced: HashSet<ChunkId>,
     /// Trees and content pages that are stored, or about to be: their places are known before their frames are sealed.
-    tree_places: HashMap<ChunkId, TreeRef>,
+    tree_places: Places,
     index_loaded: bool,
     used: HashSet<PackId>,
     run: IndexRun,
@@ -118,8 +121,9 @@ impl Writer {
             packs_begun: 0,
             data: DataLane::default(),
             trees: TreeLane::default(),
-            content_places: HashMap::new(),
-            tree_places: HashMap::new(),
+            content_places: Places::default(),
+            unplaced: HashSet::new(),
+            tree_places: Places::default(),
             index_loaded: false,
             used: HashSet::new(),
             run: IndexRun::default(),
@@ -140,13 +144,13 @@ impl Writer {
     /// # Errors
     /// [`RepoError`].
     pub fn add(&mut self, id: ChunkId, content: Chunk<'_>) -> Result<bool, RepoError> {
-        if !self.content_places.contains_key(&id) {
+        if !self.has_content(id) {
             self.load_index()?;
         }
-        if self.content_places.contains_key(&id) {
+        if self.has_content(id) {
             return Ok(false);
         }
-        self.content_places.insert(id, None);
+        self.unplaced.insert(id);
         self.counts.chunks_new += 1;
         self.counts.bytes_new += content.as_ref().len() as u64;
         let bytes = length(content.as_ref());
@@ -168,12 +172,19 @@ impl Writer {
         Ok(true)
     }
 
+    fn has_content(&self, id: ChunkId) -> bool {
+        self.unplaced.contains(&id) || self.content_places.contains(id)
+    }
+
     /// Returns the reference to a chunk of content, `None` while its frame has no place yet.
     ///
     /// # Panics
     /// If the chunk was never added.
     pub fn place(&mut self, id: ChunkId) -> Option<ChunkRef> {
-        let placed = self.content_places.get(&id).expect("only chunks that were added are placed").as_ref()?;
+        if self.unplaced.contains(&id) {
+            return None;
+        }
+        let placed = self.content_places.get(id).expect("only chunks that were added are placed");
         self.used.insert(placed.location.pack);
         Some(ChunkRef { id, bytes: placed.bytes, location: placed.location })
     }
@@ -198,13 +209,13 @@ impl Writer {
             self.used.insert(parent.pack);
             return Ok(parent);
         }
-        if !self.tree_places.contains_key(&id) {
+        if !self.tree_places.contains(id) {
             self.load_index()?;
         }
-        match self.tree_places.get(&id) {
-            Some(tree) => {
-                self.used.insert(tree.pack);
-                Ok(*tree)
+        match self.tree_places.get(id) {
+            Some(placed) => {
+                self.used.insert(placed.location.pack);
+                Ok(TreeRef::from_placed(id, &placed))
             }
             None => self.append_tree(id, raw),
         }
@@ -221,7 +232,9 @@ impl Writer {
         let tree = TreeRef { id, bytes, pack, frame, chunk_offset: length(&open.raw) };
         open.raw.extend_from_slice(raw);
         open.chunks.push((id, bytes));
-        self.tree_places.insert(id, tree);
+        // Where the frame lies in its pack is not known yet, and a reference to a tree does not tell.
+        let location = Location { pack, frame_offset: 0, frame_bytes: 0, chunk_offset: tree.chunk_offset };
+        self.tree_places.insert(id, &Placed { bytes, frame, location });
         if open.raw.len() >= TREE_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
             self.seal_trees()?;
         }
@@ -307,22 +320,22 @@ impl Writer {
         if self.index_loaded {
             return Ok(());
         }
-        let (store, keys) = (&self.repo.store, &self.repo.keys);
-        let verify = self.options.verify_packs;
-        let (absent, index) = self.runtime.block_on(async {
-            let mut absent = lookup::load_pending(store, keys).await?;
-            let index = Index::load(store, keys).await?;
-            if verify {
-                absent.extend(missing_packs(store, &index).await?);
-            }
-            Ok::<_, RepoError>((absent, index))
+        let Repo { store, cached, keys, .. } = &self.repo;
+        let (content, trees, verify) = (&mut self.content_places, &mut self.tree_places, self.options.verify_packs);
+        self.runtime.block_on(async {
+            let pending = lookup::load_pending(store, keys).await?;
+            let there = if verify { Some(packs_there(store).await?) } else { None };
+            lookup::for_each_run((store, cached), keys, |_, run| {
+                let is_there = |pack: &IndexedPack| {
+                    !pending.contains(&pack.id)
+                        && there.as_ref().is_none_or(|there| there.get(&pack.id) == Some(&pack.bytes))
+                };
+                let usable: Vec<_> = run.packs.iter().map(|pack| is_there(pack).then_some(pack.kind)).collect();
+                content.insert_run(&run, |pack| usable[pack] == Some(PackKind::Data));
+                trees.insert_run(&run, |pack| usable[pack] == Some(PackKind::Tree));
+            })
+            .await
         })?;
-        for (id, placed) in index.table(PackKind::Data, &absent) {
-            self.content_places.entry(id).or_insert(Some(placed));
-        }
-        for (id, placed) in index.table(PackKind::Tree, &absent) {
-            self.tree_places.entry(id).or_insert_with(|| TreeRef::from_placed(id, &placed));
-        }
         self.index_loaded = true;
         Ok(())
     }
@@ -377,8 +390,9 @@ impl Writer {
         let frame_bytes = length(&sealed);
         let mut chunk_offset = 0;
         for (chunk, bytes) in chunks {
-            let location = super::tree::Location { pack: id, frame_offset, frame_bytes, chunk_offset };
-            self.content_places.insert(chunk, Some(Placed { bytes, frame, location }));
+            let location = Location { pack: id, frame_offset, frame_bytes, chunk_offset };
+            self.content_places.insert(chunk, &Placed { bytes, frame, location });
+            self.unplaced.remove(&chunk);
             chunk_offset += bytes;
         }
         self.data.pack = Some((id, pack));
@@ -466,12 +480,10 @@ impl Writer {
     }
 }
 
-/// Returns the packs that the index names and that are not there in full length.
-async fn missing_packs(store: &crate::store::Store, index: &Index) -> Result<HashSet<PackId>, RepoError> {
-    let listed: HashMap<PackId, u64> =
-        store.list(layout::PACKS).await?.iter().filter_map(|o| Some((layout::parse_pack(&o.name)?, o.bytes))).collect();
-    let packs = index.runs.iter().flat_map(|(_, run)| &run.packs);
-    Ok(packs.filter(|p| listed.get(&p.id) != Some(&p.bytes)).map(|p| p.id).collect())
+/// Returns the packs that are in the store, with their lengths.
+async fn packs_there(store: &Store) -> Result<HashMap<PackId, u64>, RepoError> {
+    let objects = store.list(layout::PACKS).await?;
+    Ok(objects.iter().filter_map(|o| Some((layout::parse_pack(&o.name)?, o.bytes))).collect())
 }
 
 /// A chunk's content, lent or given away: a large one given away is not copied again.
