@@ -5,11 +5,13 @@
 //! trees. What cannot be read is recorded in the manifest and reported; a snapshot that lacks something says so.
 //! It knows the kloset only through [`crate::repo`], and neither terminal nor environment.
 
+mod explain;
 mod meta;
 mod parent;
 mod read;
 mod rules;
 mod scan;
+mod select;
 mod unsaid;
 mod walk;
 
@@ -34,10 +36,13 @@ use crate::repo::{Repo, RepoError};
 use parent::Parent;
 use read::{Answer, FileRead, ReadContext, ReadJob};
 use scan::{SCANS_MAX, ScanJob};
+use select::Select;
 use unsaid::Walked;
 use walk::{Batch, Step, Walk};
 
-pub use rules::{RuleError, Rules};
+pub use explain::{Explanation, Reason, explain};
+pub use rules::{Rule, RuleError};
+pub use select::{Excludes, IGNORE_FILE, Marker};
 
 /// Batches between the walker and the writer.
 const BATCHES_AHEAD: usize = 8;
@@ -49,8 +54,8 @@ const PARENT_READER_BYTES: usize = 48 << 20;
 pub struct BackupOptions {
     /// Files and folders; relative ones from the working directory.
     pub paths: Vec<PathBuf>,
-    /// Rules by which paths are left out, with the syntax of gitignore.
-    pub excludes: Vec<String>,
+    /// What is left out of them.
+    pub excludes: Excludes,
     /// Stay on the file system of each path.
     pub one_file_system: bool,
     /// Tags of the snapshot.
@@ -120,7 +125,7 @@ pub fn backup(
     // Who reads everything again wants to know what the store has.
     let repo = &if options.force { repo.without_cache() } else { repo.clone() };
     let begun_ms = repo.env.clock.unix_ms();
-    let rules = Rules::parse(&options.excludes)?;
+    let select = select(options)?;
     let targets = targets(&options.paths)?;
     let name = SnapshotName { unix_ms: begun_ms, id: SnapshotId(repo.env.entropy.bytes()) };
     let mut manifest = manifest(options, &targets, name)?;
@@ -133,9 +138,7 @@ pub fn backup(
     let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
     let walk = Walk {
         targets: targets.clone(),
-        rules: &rules,
-        one_file_system: options.one_file_system,
-        skip: options.skip.iter().filter_map(|path| identity(path)).collect(),
+        select,
         parent: Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() },
         root,
         monitor: monitor.clone(),
@@ -231,7 +234,7 @@ fn manifest(options: &BackupOptions, targets: &[Vec<Vec<u8>>], name: SnapshotNam
         paths: targets.iter().map(|t| ByteText(absolute(t))).collect(),
         tags: options.tags.clone(),
         description: options.description.clone(),
-        excludes: options.excludes.iter().map(|rule| ByteText(rule.clone().into_bytes())).collect(),
+        excludes: options.excludes.rules.iter().map(|rule| ByteText(rule.text.clone().into_bytes())).collect(),
         parent: None,
         root: nowhere,
         summary: Summary::default(),
@@ -244,30 +247,36 @@ fn manifest(options: &BackupOptions, targets: &[Vec<Vec<u8>>], name: SnapshotNam
     if bytes > TEXTS_BYTES_MAX { Err(BackupError::Texts(bytes)) } else { Ok(manifest) }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino))
+fn select(options: &BackupOptions) -> Result<Select<'_>, RuleError> {
+    let identity = |path: &PathBuf| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    Select::new(&options.excludes, options.one_file_system, options.skip.iter().filter_map(identity).collect())
 }
 
 /// Makes the paths absolute, takes `.` and `..` out, and sees that each is there.
 fn targets(paths: &[PathBuf]) -> Result<Vec<Vec<Vec<u8>>>, BackupError> {
     let mut out = Vec::new();
     for path in paths {
-        let bad = |problem: String| BackupError::Source { path: path.clone(), problem };
-        rustix::fs::lstat(path).map_err(|e| bad(e.to_string()))?;
-        let full = std::path::absolute(path).map_err(|e| bad(e.to_string()))?;
-        let mut components: Vec<Vec<u8>> = Vec::new();
-        for component in full.components() {
-            match component {
-                Component::Normal(name) => components.push(name.as_bytes().to_vec()),
-                Component::ParentDir => drop(components.pop()),
-                _ => {}
-            }
-        }
-        out.push(components);
+        let bad = |error: Errno| BackupError::Source { path: path.clone(), problem: error.to_string() };
+        rustix::fs::lstat(path).map_err(bad)?;
+        out.push(components(path)?);
     }
     out.sort();
     out.dedup();
     Ok(out)
+}
+
+/// Returns the names on the way to a path from the top, without `.` and `..`.
+fn components(path: &Path) -> Result<Vec<Vec<u8>>, BackupError> {
+    let bad = |error: std::io::Error| BackupError::Source { path: path.to_owned(), problem: error.to_string() };
+    let mut components = Vec::new();
+    for component in std::path::absolute(path).map_err(bad)?.components() {
+        match component {
+            Component::Normal(name) => components.push(name.as_bytes().to_vec()),
+            Component::ParentDir => drop(components.pop()),
+            _ => {}
+        }
+    }
+    Ok(components)
 }
 
 fn absolute(target: &[Vec<u8>]) -> Vec<u8> {

@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use super::meta::{self, Owners, Xattrs};
 use super::parent::{self, Known, Parent, ParentDirectory};
 use super::read::{self, Answer, LARGE_FILE_BYTES, ReadJob, ReadTask};
-use super::rules::Rules;
 use super::scan::{self, SCANS_MAX, Scan, ScanJob, Scanned};
+use super::select::{Ground, Inside, Select};
 use super::unsaid::{Unsaid, Walked};
 use crate::monitor::Monitor;
 use crate::repo::tree::{LINK_BYTES_MAX, Name, Node, NodeKind, TreeRef};
@@ -58,10 +58,7 @@ pub(super) struct Batch {
 /// What the walk needs to know.
 pub(super) struct Walk<'a> {
     pub(super) targets: Vec<Vec<Vec<u8>>>,
-    pub(super) rules: &'a Rules,
-    pub(super) one_file_system: bool,
-    /// Folders that are never entered: the kloset's own.
-    pub(super) skip: HashSet<(u64, u64)>,
+    pub(super) select: Select<'a>,
     pub(super) parent: Parent,
     /// The parent snapshot's root.
     pub(super) root: Option<TreeRef>,
@@ -95,6 +92,8 @@ struct Folder {
     parent: ParentDirectory,
     /// The file system of what is in it, if it is to be walked whole.
     device: Option<u64>,
+    /// What its own files say of what is in it.
+    inside: Inside,
     stats: Vec<Result<Stat, Errno>>,
     ahead: VecDeque<Ahead>,
     /// Where to look for the next folder to scan ahead.
@@ -151,7 +150,9 @@ impl Walk<'_> {
             Ok(fd) => {
                 let scan = if selection.all { Scan::list(fd) } else { Scan::unlisted(fd) };
                 let parent = walker.walk.parent.directory(walker.walk.root);
-                walker.folder((scan, parent), None, &selection, 0)?;
+                let device =
+                    if selection.all { rustix::fs::fstat(&*scan.fd).ok().map(|stat| stat.st_dev) } else { None };
+                walker.folder((scan, parent), device, &selection, 0)?;
             }
             Err(error) => walker.step(Step::Unreadable(b"/".to_vec(), error))?,
         }
@@ -185,14 +186,19 @@ impl Walker<'_> {
             Ok(names) => names,
             Err(error) => return self.step(Step::Unreadable(self.shown_path(), error)),
         };
+        let inside = match selection.all {
+            true => self.walk.select.enter(&scan.fd, &self.path, &names, &self.walk.monitor),
+            false => Inside::default(),
+        };
         let (fd, stats) = (scan.fd, scan.stats);
-        let mut folder = Folder { fd, parent, device, stats, ahead: VecDeque::new(), next: 0 };
+        let mut folder = Folder { fd, parent, device, inside, stats, ahead: VecDeque::new(), next: 0 };
         for (at, name) in names.iter().enumerate() {
             self.scan_ahead(&mut folder, &names, at)?;
             let below = if selection.all { &EVERYTHING } else { &selection.below[name] };
             let done = self.at(name, |walker| walker.entry(&mut folder, (at, name), below, depth));
             done?;
         }
+        self.walk.select.leave(folder.inside);
         Ok(())
     }
 
@@ -219,7 +225,10 @@ impl Walker<'_> {
             let (at, name) = (folder.next, &names[folder.next]);
             folder.next += 1;
             let Ok(stat) = stat else { continue };
-            if is_folder(stat) && self.enters(folder.device, stat) && !self.at(name, |walker| walker.excludes(stat)) {
+            if is_folder(stat)
+                && self.walk.select.enters(folder.device, stat)
+                && !self.at(name, |walker| walker.excludes(&folder.inside, stat))
+            {
                 let tree = folder.parent.tree_ahead(name);
                 folders.push((name.clone(), tree));
                 folder.ahead.push_back(Ahead { at, tree, scanned: scanned.clone() });
@@ -233,14 +242,8 @@ impl Walker<'_> {
     }
 
     /// Tells whether the entry at the path is left out.
-    fn excludes(&self, stat: &Stat) -> bool {
-        self.walk.rules.exclude(&self.path, is_folder(stat))
-    }
-
-    /// Tells whether a folder's entries are to be walked, in a folder on `device`.
-    fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
-        let foreign = self.walk.one_file_system && device.is_some_and(|device| device != stat.st_dev);
-        !foreign && !self.walk.skip.contains(&(stat.st_dev, stat.st_ino))
+    fn excludes(&self, inside: &Inside, stat: &Stat) -> bool {
+        self.walk.select.ground(inside, &self.path, stat).is_some_and(|ground| Ground::leaves_out(&ground))
     }
 
     fn entry(
@@ -260,7 +263,7 @@ impl Walker<'_> {
             Ok(stat) => stat,
             Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
         };
-        if below.all && self.excludes(&stat) {
+        if below.all && self.excludes(&folder.inside, &stat) {
             return Ok(());
         }
         let known = folder.parent.find(name);
@@ -321,7 +324,7 @@ impl Walker<'_> {
     fn enter(&mut self, above: &mut Folder, entry: Entry<'_>, depth: usize) -> Result<(), Stopped> {
         let Entry { at, below, mut node, stat, known } = entry;
         let tree = known.as_ref().and_then(|known| parent::tree_of(known));
-        let enters = self.enters(above.device, &stat);
+        let enters = self.walk.select.enters(above.device, &stat);
         let scanned = match self.take_scan(above, at, tree) {
             Some(scanned) => scanned,
             None => {

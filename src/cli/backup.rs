@@ -1,6 +1,6 @@
 //! `backup`: makes a snapshot of files and folders.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,10 +8,12 @@ use indicatif::HumanBytes;
 
 use super::args::Global;
 use super::cache::CacheArgs;
+use super::excludes::{self, ExcludeArgs};
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
 use super::progress::Progress;
+use super::repository::ResolvedRepository;
 use crate::backup::{BackupError, BackupOptions, BackupReport, backup};
 use crate::monitor::Monitor;
 use crate::repo::snapshot::ByteText;
@@ -24,12 +26,8 @@ pub(crate) struct BackupArgs {
     /// Files and folders.
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
-    /// Leaves out what matches, in the syntax of .gitignore; may be repeated.
-    #[arg(long, value_name = "PATTERN")]
-    pub exclude: Vec<String>,
-    /// File of patterns to leave out, in the syntax of .gitignore; may be repeated.
-    #[arg(long, value_name = "FILE")]
-    pub exclude_file: Vec<PathBuf>,
+    #[command(flatten)]
+    pub excludes: ExcludeArgs,
     /// Word to find the snapshot by; may be repeated.
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
@@ -54,8 +52,15 @@ pub(crate) struct BackupArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
+    if !args.excludes.explain.is_empty() {
+        // Who asks why has a kloset perhaps, but no need for its secret.
+        let resolved = ResolvedRepository::resolve(global).ok();
+        let paths = args.excludes.explain.clone();
+        let options = options(args, global, resolved.as_ref().and_then(ResolvedRepository::folder))?;
+        return excludes::tell(&paths, &options, out);
+    }
     let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
-    let options = options(args, global, &kloset)?;
+    let options = options(args, global, kloset.folder())?;
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = stop_on_signals(&monitor)?;
@@ -77,18 +82,13 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
     Ok(if report.manifest.incomplete { Exit::Partial } else { Exit::Done })
 }
 
-fn options(args: BackupArgs, global: &Global, kloset: &Kloset) -> Result<BackupOptions, CliError> {
-    let mut excludes = args.exclude;
-    for file in &args.exclude_file {
-        let bad = |error| CliError::usage(format!("exclude file \"{}\": {error}", file.display()));
-        excludes.extend(std::fs::read_to_string(file).map_err(bad)?.lines().map(str::to_owned));
-    }
+fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<BackupOptions, CliError> {
     let uname = rustix::system::uname();
     let host = args.host.unwrap_or_else(|| uname.nodename().to_string_lossy().into_owned());
     let user = uzers::get_current_username().or_else(|| global.env.path("USER").map(Into::into));
     Ok(BackupOptions {
         paths: args.paths,
-        excludes,
+        excludes: args.excludes.excludes()?,
         one_file_system: args.one_file_system,
         tags: args.tag,
         description: args.description.unwrap_or_default(),
@@ -96,7 +96,7 @@ fn options(args: BackupArgs, global: &Global, kloset: &Kloset) -> Result<BackupO
         user: user.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         force: args.force,
         parent: args.parent,
-        skip: kloset.folder().map(PathBuf::from),
+        skip: skip.map(PathBuf::from),
     })
 }
 

@@ -15,7 +15,7 @@ use crate::cpu::Cpu;
 use crate::env::Env;
 use crate::repo::keyslot::SlotSecret;
 use crate::repo::{CreateOptions, Repo, RepoError};
-use crate::store::{StoreError, StoreLocation};
+use crate::store::StoreError;
 
 /// An opened kloset and what drives it.
 pub(crate) struct Kloset {
@@ -76,10 +76,7 @@ impl Kloset {
 
     /// Returns the folder that holds the kloset, if it is one.
     pub(crate) fn folder(&self) -> Option<&std::path::Path> {
-        match &self.resolved.location {
-            StoreLocation::Folder(path) => Some(path),
-            StoreLocation::S3 { .. } => None,
-        }
+        self.resolved.folder()
     }
 }
 

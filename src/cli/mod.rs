@@ -14,6 +14,7 @@ mod config_cmd;
 mod config_file;
 mod create;
 mod env;
+mod excludes;
 mod exit;
 mod kloset;
 mod ls;

@@ -33,6 +33,14 @@ impl ResolvedRepository {
         }
     }
 
+    /// Returns the folder that holds the kloset, if it is one.
+    pub(crate) fn folder(&self) -> Option<&std::path::Path> {
+        match &self.location {
+            StoreLocation::Folder(path) => Some(path),
+            StoreLocation::S3 { .. } => None,
+        }
+    }
+
     /// Resolves `@name` or a location.
     pub(crate) fn named(text: &str, global: &Global) -> Result<ResolvedRepository, CliError> {
         match text.strip_prefix('@') {

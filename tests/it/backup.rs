@@ -9,7 +9,7 @@ use kloset_mount::repo::path::{self, Found};
 use kloset_mount::repo::snapshot::Summary;
 use kloset_mount::repo::tree::{Data, FileContent, NodeKind, Page, TreeRef};
 
-use crate::support::kloset::{Kloset, options, runtime};
+use crate::support::kloset::{Kloset, excludes, options, runtime};
 use crate::support::random::{Random, noise, size};
 use crate::support::stores::Recording;
 use crate::support::tree::{Source, assert_same, is_root, rsync_differences, set_mode, set_mtime};
@@ -168,7 +168,7 @@ fn the_smallest_difference_in_an_unchanged_folder_is_seen() {
         };
         assert_eq!(counts(&report), counts(&whole));
     }
-    let excludes = vec!["deep/er/2".to_owned()];
+    let excludes = excludes(&["deep/er/2"]);
     let report = kloset.backup_with(BackupOptions { excludes, ..options(source.path()) }).unwrap();
     fs::remove_file(source.at("b/deep/er/2")).unwrap();
     let mut expected = source.scan();
@@ -230,7 +230,7 @@ fn excludes_leave_out_what_they_name() {
         source.file(name, name);
     }
     let excludes = ["*.tmp", "cache/", "!keep.tmp", &format!("{}/only here", source.path().display())];
-    let excludes = excludes.map(str::to_owned).to_vec();
+    let excludes = self::excludes(&excludes);
     let report = kloset.backup_with(BackupOptions { excludes, ..options(source.path()) }).unwrap();
     assert_complete(&report);
     let left: Vec<_> = kloset.dump(report.name, source.path()).unwrap().into_keys().collect();

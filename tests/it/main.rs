@@ -13,6 +13,7 @@ mod calm;
 mod check;
 mod cli_config;
 mod crash;
+mod excludes;
 mod exerciser;
 mod faults;
 mod fixtures;

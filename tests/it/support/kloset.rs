@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use kloset_mount::backup::{BackupError, BackupOptions, BackupReport, backup};
+use kloset_mount::backup::{BackupError, BackupOptions, BackupReport, Excludes, Rule, backup};
 use kloset_mount::cpu::Cpu;
 use kloset_mount::env::Env;
 use kloset_mount::monitor::Monitor;
@@ -124,4 +124,10 @@ pub(crate) fn footer_of(repo: &Repo, name: &str, content: &[u8]) -> Footer {
 /// Returns the options of a backup of one folder.
 pub(crate) fn options(folder: &Path) -> BackupOptions {
     BackupOptions { paths: vec![PathBuf::from(folder)], host: "host".to_owned(), ..BackupOptions::default() }
+}
+
+/// Returns rules of a command line.
+pub(crate) fn excludes(rules: &[&str]) -> Excludes {
+    let rule = |text: &&str| Rule { text: (*text).to_owned(), from: "--exclude".to_owned() };
+    Excludes { rules: rules.iter().map(rule).collect(), ..Excludes::default() }
 }
