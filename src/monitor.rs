@@ -15,6 +15,12 @@ pub struct Monitor {
     pub directories: AtomicU64,
     /// Bytes done, raw.
     pub bytes: AtomicU64,
+    /// Files that there were the last time, or zero: what may be expected.
+    pub files_expected: AtomicU64,
+    /// Their bytes.
+    pub bytes_expected: AtomicU64,
+    /// How often something went wrong so far.
+    pub troubles_total: AtomicU64,
     /// What went wrong and did not end the operation: path and reason.
     troubles: Mutex<Vec<(Vec<u8>, String)>>,
     stop: AtomicBool,
@@ -27,11 +33,18 @@ impl Monitor {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Says what there was the last time.
+    pub fn expect(&self, files: u64, bytes: u64) {
+        self.files_expected.store(files, Ordering::Relaxed);
+        self.bytes_expected.store(bytes, Ordering::Relaxed);
+    }
+
     /// Notes what went wrong at `path`.
     ///
     /// # Panics
     /// If a thread panicked while noting.
     pub fn trouble(&self, path: &[u8], message: String) {
+        self.troubles_total.fetch_add(1, Ordering::Relaxed);
         let mut troubles = self.troubles.lock().expect("no panic while held");
         if troubles.len() < TROUBLES_MAX {
             troubles.push((path.to_vec(), message));

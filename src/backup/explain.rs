@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use super::rules::Rule;
 use super::scan::{self, Scan};
 use super::select::{Ground, Inside, Select};
-use super::{BackupError, BackupOptions, absolute, components, select, targets};
+use super::targets::{Targets, absolute, components};
+use super::{BackupError, BackupOptions, select};
 use crate::monitor::Monitor;
 
 /// What becomes of a path in a backup.
@@ -56,7 +57,7 @@ pub enum Reason {
 pub fn explain(options: &BackupOptions, path: &Path, monitor: &Monitor) -> Result<Explanation, BackupError> {
     let mut select = select(options)?;
     let asked = components(path)?;
-    let targets = targets(&options.paths)?;
+    let targets = Targets::new(&options.paths, &options.listed, &[])?.paths;
     let explained = |decided_at: &[Vec<u8>], taken, reason| Explanation {
         path: absolute(&asked),
         taken,

@@ -40,7 +40,7 @@ impl Owners {
         (user, group)
     }
 
-    fn owner(&mut self, uid: u32, gid: u32) -> Owner {
+    pub(super) fn owner(&mut self, uid: u32, gid: u32) -> Owner {
         let (user, group) = self.names(uid, gid);
         Owner { uid, gid, user: user.to_owned(), group: group.to_owned() }
     }

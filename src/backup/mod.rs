@@ -6,19 +6,22 @@
 //! It knows the kloset only through [`crate::repo`], and neither terminal nor environment.
 
 mod explain;
+mod manifest;
 mod meta;
 mod parent;
 mod read;
 mod rules;
 mod scan;
 mod select;
+mod stream;
+mod targets;
 mod unsaid;
 mod walk;
 
 use std::collections::HashMap;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use rustix::io::Errno;
@@ -37,12 +40,14 @@ use parent::Parent;
 use read::{Answer, FileRead, ReadContext, ReadJob};
 use scan::{SCANS_MAX, ScanJob};
 use select::Select;
+use targets::{Selection, Targets};
 use unsaid::Walked;
-use walk::{Batch, Step, Walk};
+use walk::{Batch, Step, Stopped, Streams, Walk};
 
 pub use explain::{Explanation, Reason, explain};
 pub use rules::{Rule, RuleError};
 pub use select::{Excludes, IGNORE_FILE, Marker};
+pub use stream::{Stream, StreamError, StreamSource};
 
 /// Batches between the walker and the writer.
 const BATCHES_AHEAD: usize = 8;
@@ -54,6 +59,10 @@ const PARENT_READER_BYTES: usize = 48 << 20;
 pub struct BackupOptions {
     /// Files and folders; relative ones from the working directory.
     pub paths: Vec<PathBuf>,
+    /// Files and folders of lists: one that is not there is noted, and the rest is backed up.
+    pub listed: Vec<PathBuf>,
+    /// Content that is no file.
+    pub streams: Vec<Stream>,
     /// What is left out of them.
     pub excludes: Excludes,
     /// Stay on the file system of each path.
@@ -70,19 +79,42 @@ pub struct BackupOptions {
     pub force: bool,
     /// The parent snapshot; without, the newest of the same host and paths.
     pub parent: Option<String>,
+    /// When the snapshot is of, in milliseconds since 1970; without, now.
+    pub time_unix_ms: Option<i64>,
+    /// Makes no snapshot if it would hold what the parent holds.
+    pub skip_if_unchanged: bool,
+    /// Does everything but put anything into the store.
+    pub dry_run: bool,
     /// A folder that is never entered: the kloset's own, if it is one.
     pub skip: Option<PathBuf>,
 }
 
-/// A snapshot that was made.
+/// What became of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The snapshot is there.
+    Saved,
+    /// There is no new one: it would hold what its parent holds.
+    Unchanged,
+    /// There is none, as was asked for.
+    DryRun,
+}
+
+/// What a backup found, and its snapshot.
 #[derive(Clone, Debug)]
 pub struct BackupReport {
-    /// Its name.
+    /// Whether there is a snapshot.
+    pub outcome: Outcome,
+    /// Its name, or what it would have been.
     pub name: SnapshotName,
-    /// Its manifest.
+    /// Its manifest, likewise.
     pub manifest: Manifest,
     /// Paths that went away while the backup ran.
     pub vanished: u64,
+    /// Files that changed whenever they were read.
+    pub changed: u64,
+    /// How long it took.
+    pub duration: Duration,
 }
 
 /// Why there is no snapshot.
@@ -102,6 +134,12 @@ pub enum BackupError {
         /// Why it cannot be used.
         problem: String,
     },
+    /// There is nothing to back up.
+    #[error("there is nothing to back up: no path was given, or none that is there")]
+    Nothing,
+    /// A stream failed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// The snapshot would have no room for what was asked to be noted in it.
     #[error(
         "paths, exclude rules, tags, description, host and user take {0} bytes together, at most {TEXTS_BYTES_MAX} fit"
@@ -124,20 +162,25 @@ pub fn backup(
 ) -> Result<BackupReport, BackupError> {
     // Who reads everything again wants to know what the store has.
     let repo = &if options.force { repo.without_cache() } else { repo.clone() };
+    let repo = &if options.dry_run { repo.without_puts() } else { repo.clone() };
     let begun_ms = repo.env.clock.unix_ms();
+    let time_ms = options.time_unix_ms.unwrap_or(begun_ms);
     let select = select(options)?;
-    let targets = targets(&options.paths)?;
-    let name = SnapshotName { unix_ms: begun_ms, id: SnapshotId(repo.env.entropy.bytes()) };
-    let mut manifest = manifest(options, &targets, name)?;
-    let parent = if options.force { None } else { runtime.block_on(find_parent(repo, options, &targets))? };
+    let targets = Targets::new(&options.paths, &options.listed, &options.streams)?;
+    let name = SnapshotName { unix_ms: time_ms, id: SnapshotId(repo.env.entropy.bytes()) };
+    let mut manifest = manifest::begin(options, &targets, name, monitor)?;
+    let parent =
+        if options.force { None } else { runtime.block_on(manifest::find_parent(repo, options, &manifest.paths))? };
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions { verify_packs: parent.is_none() });
+    parent.iter().for_each(|(_, parent)| monitor.expect(parent.summary.files, parent.summary.bytes));
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
 
     let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
     let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
     let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
     let walk = Walk {
-        targets: targets.clone(),
+        selection: Selection::of(&targets),
+        streams: Streams { all: &options.streams, context: read_context(repo, monitor), node: stream::node(time_ms) },
         select,
         parent: Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() },
         root,
@@ -147,23 +190,29 @@ pub fn backup(
         scans,
     };
     let mut taker = Taker::new(&mut writer, root, monitor);
+    targets.missing.iter().for_each(|(path, error)| taker.lack(path, error.to_string()));
     let taken = take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker);
     let walked = match taken {
         Ok(walked) => walked,
         Err(error) => {
             // What was stored so far is found by the next backup, if it can still be put.
-            if matches!(error, BackupError::Stopped) {
+            if matches!(error, BackupError::Stopped | BackupError::Stream(_)) {
                 writer.flush()?;
             }
             return Err(error);
         }
     };
-    let Taker { trees, mut summary, errors, errors_total, incomplete, vanished, .. } = taker;
+    let Taker { trees, mut summary, errors, errors_total, incomplete, vanished, changed, .. } = taker;
     walked.add_to(&mut summary);
     walked.packs.iter().for_each(|pack| writer.use_pack(*pack));
     let root = trees.finish(&mut writer)?;
     writer.flush()?;
 
+    let outcome = match &parent {
+        _ if options.dry_run => Outcome::DryRun,
+        Some((_, parent)) if options.skip_if_unchanged && parent.root == root.into() => Outcome::Unchanged,
+        _ => Outcome::Saved,
+    };
     manifest.parent = parent.map(|p| p.0.id);
     let counts = writer.counts();
     manifest.root = root.into();
@@ -175,9 +224,13 @@ pub fn backup(
     };
     manifest.index = writer.runs().to_vec();
     (manifest.incomplete, manifest.errors, manifest.errors_total) = (incomplete, errors, errors_total);
-    manifest.end = layout::timestamp(repo.env.clock.unix_ms()).to_string();
-    writer.commit(name, &manifest)?;
-    Ok(BackupReport { name, manifest, vanished })
+    let took_ms = repo.env.clock.unix_ms() - begun_ms;
+    manifest.end = layout::timestamp(time_ms + took_ms).to_string();
+    if outcome != Outcome::Unchanged {
+        writer.commit(name, &manifest)?;
+    }
+    let duration = Duration::from_millis(u64::try_from(took_ms).unwrap_or(0));
+    Ok(BackupReport { outcome, name, manifest, vanished, changed, duration })
 }
 
 /// What the walk sends: steps to the taker, files to the readers, folders to those who scan ahead.
@@ -193,8 +246,7 @@ fn take_walk(repo: &Repo, walk: Walk<'_>, queues: Queues, taker: &mut Taker<'_>)
     let monitor = walk.monitor.clone();
     std::thread::scope(|scope| {
         for _ in 0..repo.env.parallelism {
-            let chunker = Chunker::new(repo.header.chunker, repo.keys.write_keys().chunker_seed);
-            let context = ReadContext { keys: repo.keys.clone(), chunker, monitor: monitor.clone() };
+            let context = read_context(repo, &monitor);
             let (work, parent, to_scan) = (work.clone(), walk.parent.clone(), to_scan.clone());
             scope.spawn(move || read::work(&context, &work));
             scope.spawn(move || scan::work(&parent, &to_scan));
@@ -207,44 +259,16 @@ fn take_walk(repo: &Repo, walk: Walk<'_>, queues: Queues, taker: &mut Taker<'_>)
         }
         let walked = walker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match walked {
+            Err(Stopped(Some(failed))) => Err(failed.into()),
             Ok(walked) if !monitor.stopped() => taken.map(|()| walked),
             _ => taken.and(Err(BackupError::Stopped)),
         }
     })
 }
 
-/// Returns the manifest as far as it is known before anything is read.
-fn manifest(options: &BackupOptions, targets: &[Vec<Vec<u8>>], name: SnapshotName) -> Result<Manifest, BackupError> {
-    let nowhere = crate::repo::snapshot::Root {
-        id: ChunkId([0; 32]),
-        bytes: 0,
-        session: crate::repo::id::SessionId([0; 32]),
-        pack: 0,
-        frame: 0,
-        chunk_offset: 0,
-    };
-    let manifest = Manifest {
-        version: 1,
-        id: name.id,
-        time: layout::timestamp(name.unix_ms).to_string(),
-        end: String::new(),
-        host: options.host.clone(),
-        user: options.user.clone(),
-        program: concat!("kloset-mount ", env!("CARGO_PKG_VERSION")).into(),
-        paths: targets.iter().map(|t| ByteText(absolute(t))).collect(),
-        tags: options.tags.clone(),
-        description: options.description.clone(),
-        excludes: options.excludes.rules.iter().map(|rule| ByteText(rule.text.clone().into_bytes())).collect(),
-        parent: None,
-        root: nowhere,
-        summary: Summary::default(),
-        index: Vec::new(),
-        incomplete: false,
-        errors: Vec::new(),
-        errors_total: 0,
-    };
-    let bytes = manifest.encoded_bytes();
-    if bytes > TEXTS_BYTES_MAX { Err(BackupError::Texts(bytes)) } else { Ok(manifest) }
+fn read_context(repo: &Repo, monitor: &Arc<Monitor>) -> ReadContext {
+    let chunker = Chunker::new(repo.header.chunker, repo.keys.write_keys().chunker_seed);
+    ReadContext { keys: repo.keys.clone(), chunker, monitor: monitor.clone() }
 }
 
 fn select(options: &BackupOptions) -> Result<Select<'_>, RuleError> {
@@ -252,69 +276,8 @@ fn select(options: &BackupOptions) -> Result<Select<'_>, RuleError> {
     Select::new(&options.excludes, options.one_file_system, options.skip.iter().filter_map(identity).collect())
 }
 
-/// Makes the paths absolute, takes `.` and `..` out, and sees that each is there.
-fn targets(paths: &[PathBuf]) -> Result<Vec<Vec<Vec<u8>>>, BackupError> {
-    let mut out = Vec::new();
-    for path in paths {
-        let bad = |error: Errno| BackupError::Source { path: path.clone(), problem: error.to_string() };
-        rustix::fs::lstat(path).map_err(bad)?;
-        out.push(components(path)?);
-    }
-    out.sort();
-    out.dedup();
-    Ok(out)
-}
-
-/// Returns the names on the way to a path from the top, without `.` and `..`.
-fn components(path: &Path) -> Result<Vec<Vec<u8>>, BackupError> {
-    let bad = |error: std::io::Error| BackupError::Source { path: path.to_owned(), problem: error.to_string() };
-    let mut components = Vec::new();
-    for component in std::path::absolute(path).map_err(bad)?.components() {
-        match component {
-            Component::Normal(name) => components.push(name.as_bytes().to_vec()),
-            Component::ParentDir => drop(components.pop()),
-            _ => {}
-        }
-    }
-    Ok(components)
-}
-
-fn absolute(target: &[Vec<u8>]) -> Vec<u8> {
-    if target.is_empty() { b"/".to_vec() } else { target.iter().flat_map(|c| [b"/", &c[..]].concat()).collect() }
-}
-
-/// Finds the parent: the snapshot that was named, or the newest one of the same host and paths.
-async fn find_parent(
-    repo: &Repo,
-    options: &BackupOptions,
-    targets: &[Vec<Vec<u8>>],
-) -> Result<Option<(SnapshotName, Manifest)>, RepoError> {
-    if !repo.keys.can_read() {
-        return Ok(None);
-    }
-    if let Some(spec) = &options.parent {
-        let name = repo.resolve(spec).await?;
-        return Ok(Some((name, repo.manifest(name).await?)));
-    }
-    let paths: Vec<_> = targets.iter().map(|t| ByteText(absolute(t))).collect();
-    let names = repo.snapshots().await?;
-    for newest in names.rchunks(PARENTS_AT_ONCE) {
-        for (name, manifest) in repo.manifests(newest).await.into_iter().rev() {
-            match manifest {
-                Ok(manifest) if manifest.host == options.host && manifest.paths == paths => {
-                    return Ok(Some((name, manifest)));
-                }
-                Ok(_) => {}
-                Err(error) => tracing::warn!("a snapshot is passed over: {error}"),
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Manifests looked at together when the parent is sought.
-const PARENTS_AT_ONCE: usize = 8;
-
+/// What a snapshot says of a file that changed whenever it was read.
+const CHANGED: &str = "changed while it was read, what is stored may be a mixture";
 /// A file with several names: its content, its chunks, its attributes.
 type LinkedFile = (FileContent, Vec<(ChunkId, u32)>, meta::Xattrs);
 /// The files of a batch that are still to be taken, and the buffer that holds their content.
@@ -334,6 +297,7 @@ struct Taker<'a> {
     errors_total: u64,
     incomplete: bool,
     vanished: u64,
+    changed: u64,
 }
 
 impl<'a> Taker<'a> {
@@ -349,6 +313,7 @@ impl<'a> Taker<'a> {
             errors_total: 0,
             incomplete: false,
             vanished: 0,
+            changed: 0,
         }
     }
 
@@ -368,6 +333,10 @@ impl<'a> Taker<'a> {
                 Step::Node(node) => self.trees.node(node, self.writer)?,
                 Step::Link { node, path } => self.take_link(node, &path)?,
                 Step::Unreadable(path, error) => self.note(&path, error),
+                Step::Stream { node, known } => match self.first_answer(&batch.answers)? {
+                    Answer::End(Ok(read)) => self.take_stream(node, known, read)?,
+                    _ => return Err(BackupError::Stopped),
+                },
                 Step::Read { node, path, known } => {
                     let read = match &mut files {
                         Some((files, buffer)) => (files.next().ok_or(BackupError::Stopped)?, &buffer[..]),
@@ -423,7 +392,8 @@ impl<'a> Taker<'a> {
             self.note(path, error);
         }
         if read.changed {
-            self.monitor.trouble(path, "changed while it was read".into());
+            self.changed += 1;
+            self.record(path, CHANGED.to_owned());
         }
         for ((id, _), place) in read.chunks.iter().zip(&read.places) {
             self.writer.add(*id, Chunk::Lent(&buffer[place.clone()]))?;
@@ -436,6 +406,13 @@ impl<'a> Taker<'a> {
             self.links.insert(identity, Some((content.clone(), read.chunks.clone(), read.xattrs.clone())));
         }
         self.add_file(node, content, read.chunks, read.xattrs)
+    }
+
+    fn take_stream(&mut self, node: Node, known: bool, read: FileRead) -> Result<(), BackupError> {
+        self.summary.files_new += u64::from(!known);
+        self.summary.files_changed += u64::from(known);
+        let content = FileContent { bytes: read.bytes, ..FileContent::default() };
+        self.add_file(node, content, read.chunks, Vec::new())
     }
 
     fn take_link(&mut self, node: Node, path: &[u8]) -> Result<(), BackupError> {
@@ -464,14 +441,21 @@ impl<'a> Taker<'a> {
 
     /// Records what could not be read; what went away meanwhile is recorded but lacks nothing.
     fn note(&mut self, path: &[u8], error: Errno) {
-        let vanished = matches!(error, Errno::NOENT | Errno::STALE);
-        let message = if vanished {
+        if matches!(error, Errno::NOENT | Errno::STALE) {
             self.vanished += 1;
-            "vanished while the backup ran".to_owned()
+            self.record(path, "vanished while the backup ran".to_owned());
         } else {
-            self.incomplete = true;
-            error.to_string()
-        };
+            self.lack(path, error.to_string());
+        }
+    }
+
+    /// Records what belongs into the snapshot and is not in it.
+    fn lack(&mut self, path: &[u8], message: String) {
+        self.incomplete = true;
+        self.record(path, message);
+    }
+
+    fn record(&mut self, path: &[u8], message: String) {
         self.errors_total += 1;
         if self.errors.len() < ERRORS_MAX {
             let error = SourceError { path: ByteText(path.to_vec()), message: message.clone() };

@@ -24,6 +24,10 @@ use crate::repo::tree::HOLES_MAX;
 pub(super) const LARGE_FILE_BYTES: u64 = 1 << 20;
 /// Chunks of a large file that wait to be taken.
 const CHUNKS_AHEAD: usize = 4;
+/// A file that changed while it was read is read so often again.
+const AGAIN_MAX: usize = 2;
+/// A longer one is not: what takes so long to be read changes the next time as well.
+const AGAIN_BYTES_MAX: u64 = 1 << 30;
 /// Holes shorter than a page cannot be holes on any file system.
 const HOLE_BYTES_MIN: u64 = 4096;
 
@@ -66,7 +70,7 @@ pub(super) struct FileRead {
     pub(super) chunks: Vec<(ChunkId, u32)>,
     /// Where its chunks lie in the batch's buffer; empty for a large file.
     pub(super) places: Vec<Range<usize>>,
-    /// Whether it changed while it was read.
+    /// Whether it changed while it was read, each time.
     pub(super) changed: bool,
 }
 
@@ -93,6 +97,9 @@ pub(super) fn work(context: &ReadContext, jobs: &Receiver<ReadJob>) {
             let read = job.tasks.iter().map(|task| {
                 let start = buffer.len();
                 let mut keep = |id: ChunkId, content: &[u8], read: &mut FileRead| {
+                    if read.places.is_empty() {
+                        buffer.truncate(start); // it may be read again
+                    }
                     let from = buffer.len();
                     buffer.extend_from_slice(content);
                     read.places.push(from..buffer.len());
@@ -124,7 +131,25 @@ fn read_large(context: &ReadContext, job: &ReadJob, window: &mut Vec<u8>) {
 
 type Keep<'a> = dyn FnMut(ChunkId, &[u8], &mut FileRead) -> bool + 'a;
 
+/// Reads a file, and again if it changed meanwhile; what changes each time is taken as it was read last. What is kept of
+/// one reading is void with the next one's first chunk.
 fn read_file(
+    context: &ReadContext,
+    task: &ReadTask,
+    window: &mut Vec<u8>,
+    keep: &mut Keep<'_>,
+) -> Result<FileRead, Errno> {
+    let mut read = read_once(context, task, window, keep)?;
+    for _ in 0..AGAIN_MAX {
+        if read.changed && read.bytes <= AGAIN_BYTES_MAX {
+            read = read_once(context, task, window, keep)?;
+        }
+    }
+    context.monitor.file(read.bytes);
+    Ok(read)
+}
+
+fn read_once(
     context: &ReadContext,
     task: &ReadTask,
     window: &mut Vec<u8>,
@@ -144,11 +169,9 @@ fn read_file(
     let mut read =
         FileRead { stat, xattrs, xattr_error, bytes, holes, chunks: Vec::new(), places: Vec::new(), changed: false };
     cut_file(context, &mut file, &mut read, window, keep)?;
-    if bytes >= LARGE_FILE_BYTES || read.bytes != bytes {
-        let after = rustix::fs::fstat(&file)?;
-        read.changed = meta::mtime(&after) != meta::mtime(&stat) || after.st_size != stat.st_size;
-    }
-    context.monitor.file(read.bytes);
+    let after = rustix::fs::fstat(&file)?;
+    let times = |stat: &Stat| (meta::mtime(stat), meta::ctime(stat));
+    read.changed |= times(&after) != times(&stat) || after.st_size != stat.st_size;
     Ok(read)
 }
 
@@ -286,6 +309,48 @@ fn data_segments(holes: &[(u64, u64)], bytes: u64) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn context() -> ReadContext {
+        use crate::env::Entropy;
+        use crate::repo::crypto::Secret;
+        use crate::repo::id::KlosetId;
+        let keys = Keys::from_master(KlosetId([7; 32]), &Secret::random(&Entropy::seeded(1)));
+        let chunker = Chunker::new(crate::repo::header::ChunkerSettings::default(), 1);
+        ReadContext { keys: keys.into(), chunker, monitor: Arc::default() }
+    }
+
+    /// Reads a file that is written to while the first `changes` readings are under way; returns what was read and how
+    /// often.
+    fn read_changing(changes: usize) -> (FileRead, Vec<u8>, usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("file");
+        std::fs::write(&at, vec![1; 5000]).unwrap();
+        let directory: OwnedFd = File::open(folder.path()).unwrap().into();
+        let task = ReadTask { directory: directory.into(), name: b"file".into() };
+        let (mut kept, mut readings) = (Vec::new(), 0);
+        let mut keep = |id: ChunkId, content: &[u8], read: &mut FileRead| {
+            readings += 1;
+            if readings <= changes {
+                std::fs::write(&at, vec![7; 5000 + readings]).unwrap();
+            }
+            read.chunks.push((id, 0));
+            kept = content.to_vec();
+            true
+        };
+        let read = read_file(&context(), &task, &mut Vec::new(), &mut keep).unwrap();
+        (read, kept, readings)
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_read_again_but_not_for_ever() {
+        let (read, kept, readings) = read_changing(0);
+        assert_eq!((read.changed, read.bytes, kept, readings), (false, 5000, vec![1; 5000], 1));
+        let (read, kept, readings) = read_changing(1);
+        assert_eq!((read.changed, read.bytes, kept, readings), (false, 5001, vec![7; 5001], 2));
+        assert_eq!(read.chunks.len(), 1);
+        let (read, _, readings) = read_changing(9);
+        assert_eq!((read.changed, read.bytes, readings), (true, 5002, 3));
+    }
 
     #[test]
     fn data_lies_between_the_holes() {

@@ -148,7 +148,7 @@ impl<'a> Select<'a> {
     pub(super) fn ground(&self, inside: &Inside, path: &[u8], stat: &Stat) -> Option<Ground<'_>> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if let Some(marker) = inside.marker.and_then(|at| self.excludes.markers.get(at))
-            && !path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name == marker.name)
+            && path.rsplit(|byte| *byte == b'/').next().is_none_or(|name| name != marker.name)
         {
             return Some(Ground::Marker(marker));
         }

@@ -5,7 +5,7 @@
 //! Everything is opened relative to its folder, so paths may be of any length and a folder swapped for a link meanwhile
 //! is not followed. What cannot be read is noted and the walk goes on.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -15,9 +15,11 @@ use rustix::io::Errno;
 
 use super::meta::{self, Owners, Xattrs};
 use super::parent::{self, Known, Parent, ParentDirectory};
-use super::read::{self, Answer, LARGE_FILE_BYTES, ReadJob, ReadTask};
+use super::read::{self, Answer, LARGE_FILE_BYTES, ReadContext, ReadJob, ReadTask};
 use super::scan::{self, SCANS_MAX, Scan, ScanJob, Scanned};
 use super::select::{Ground, Inside, Select};
+use super::stream::{self, Stream, StreamError};
+use super::targets::{EVERYTHING, Selection};
 use super::unsaid::{Unsaid, Walked};
 use crate::monitor::Monitor;
 use crate::repo::tree::{LINK_BYTES_MAX, Name, Node, NodeKind, TreeRef};
@@ -29,9 +31,12 @@ const BATCH_STEPS: usize = 512;
 /// A batch is closed when it holds this many folders open: descriptors are few.
 const BATCH_FOLDERS: usize = 32;
 /// The deepest folder that is entered.
-const DEPTH_MAX: usize = 1024;
+pub(super) const DEPTH_MAX: usize = 1024;
 /// Folders of one folder that are scanned ahead by one thread.
 const AHEAD_MAX: usize = 8;
+
+/// The mode of folders that are there for streams alone.
+const FOLDER_MODE: u32 = 0o755;
 
 /// One step of the walk, in the order of the trees.
 pub(super) enum Step {
@@ -45,6 +50,8 @@ pub(super) enum Step {
     Read { node: Node, path: Vec<u8>, known: bool },
     /// Another name of a file of this walk with several names.
     Link { node: Node, path: Vec<u8> },
+    /// A stream that is being read, by the answers of the batch. Whether the parent snapshot had that name.
+    Stream { node: Node, known: bool },
     /// What is in the source and could not be read.
     Unreadable(Vec<u8>, Errno),
 }
@@ -57,7 +64,8 @@ pub(super) struct Batch {
 
 /// What the walk needs to know.
 pub(super) struct Walk<'a> {
-    pub(super) targets: Vec<Vec<Vec<u8>>>,
+    pub(super) selection: Selection,
+    pub(super) streams: Streams<'a>,
     pub(super) select: Select<'a>,
     pub(super) parent: Parent,
     /// The parent snapshot's root.
@@ -68,8 +76,17 @@ pub(super) struct Walk<'a> {
     pub(super) scans: Sender<ScanJob>,
 }
 
-/// The walk stops because nobody takes its steps any more.
-pub(super) struct Stopped;
+/// What the walk has to know of streams.
+pub(super) struct Streams<'a> {
+    pub(super) all: &'a [Stream],
+    /// Cuts and hashes them.
+    pub(super) context: ReadContext,
+    /// A node of the user who makes the backup, of the time when it began.
+    pub(super) node: Node,
+}
+
+/// The walk stops because nobody takes its steps any more, or because a stream failed.
+pub(super) struct Stopped(pub(super) Option<StreamError>);
 
 struct Walker<'a> {
     walk: Walk<'a>,
@@ -116,23 +133,9 @@ struct Entry<'a> {
     known: Option<Known>,
 }
 
-/// Names to take in a folder: all of them, or those on the way to the targets.
-#[derive(Default)]
-struct Selection {
-    all: bool,
-    below: BTreeMap<Vec<u8>, Selection>,
-}
-
-/// What is below a target.
-static EVERYTHING: Selection = Selection { all: true, below: BTreeMap::new() };
-
 impl Walk<'_> {
     /// Walks everything.
     pub(super) fn run(self) -> Result<Walked, Stopped> {
-        let mut selection = Selection::default();
-        for target in &self.targets {
-            selection.add(target);
-        }
         let mut walker = Walker {
             walk: self,
             walked: Walked::default(),
@@ -146,6 +149,7 @@ impl Walk<'_> {
             path: Vec::new(),
             scans: 0,
         };
+        let selection = std::mem::take(&mut walker.walk.selection);
         match scan::open(rustix::fs::CWD, b"/", OFlags::empty()) {
             Ok(fd) => {
                 let scan = if selection.all { Scan::list(fd) } else { Scan::unlisted(fd) };
@@ -158,16 +162,6 @@ impl Walk<'_> {
         }
         walker.end_batch()?;
         Ok(walker.walked)
-    }
-}
-
-impl Selection {
-    fn add(&mut self, components: &[Vec<u8>]) {
-        match components.split_first() {
-            None => (self.all, self.below) = (true, BTreeMap::new()),
-            Some(_) if self.all => {}
-            Some((first, rest)) => self.below.entry(first.clone()).or_default().add(rest),
-        }
     }
 }
 
@@ -238,7 +232,7 @@ impl Walker<'_> {
         if folders.is_empty() {
             return Ok(());
         }
-        self.walk.scans.send(ScanJob { above: folder.fd.clone(), folders, answers }).map_err(|_| Stopped)
+        self.walk.scans.send(ScanJob { above: folder.fd.clone(), folders, answers }).map_err(|_| Stopped(None))
     }
 
     /// Tells whether the entry at the path is left out.
@@ -254,7 +248,11 @@ impl Walker<'_> {
         depth: usize,
     ) -> Result<(), Stopped> {
         if self.walk.monitor.stopped() {
-            return Err(Stopped);
+            return Err(Stopped(None));
+        }
+        if !below.is_on_disk {
+            let known = folder.parent.find(name);
+            return self.not_on_disk(name, known, below);
         }
         // On the way to a target links are followed, as the shell does; the target itself is what it is.
         let flags = if below.all { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
@@ -281,6 +279,40 @@ impl Walker<'_> {
             FileType::RegularFile => self.file(folder, entry),
             _ => self.other(folder, entry),
         }
+    }
+
+    /// Takes a stream, or a folder that is there for streams alone.
+    fn not_on_disk(&mut self, name: &[u8], known: Option<Known>, below: &Selection) -> Result<(), Stopped> {
+        let Ok(name) = Name::new(name) else {
+            return self.step(Step::Unreadable(self.path.clone(), Errno::INVAL));
+        };
+        let mut node = Node { name, ..self.walk.streams.node.clone() };
+        if let Some(at) = below.stream {
+            return self.stream(node, known.is_some(), at);
+        }
+        node.mode = FOLDER_MODE;
+        let tree = known.and_then(|known| parent::tree_of(&known));
+        let mut directory = self.walk.parent.directory(tree);
+        self.walked.directories += 1;
+        self.step(Step::Enter(node, tree))?;
+        for (name, below) in &below.below {
+            let known = directory.find(name);
+            self.at(name, |walker| walker.not_on_disk(name, known, below))?;
+        }
+        self.step(Step::Leave)
+    }
+
+    /// Reads a stream in this thread: one after another, and nothing is walked meanwhile.
+    fn stream(&mut self, node: Node, known: bool, at: usize) -> Result<(), Stopped> {
+        self.say()?;
+        self.end_batch()?;
+        let (sender, answers) = read::answers(true);
+        let steps = vec![Step::Stream { node, known }];
+        self.walk.batches.send(Batch { steps, answers }).map_err(|_| Stopped(None))?;
+        let Streams { all, context, .. } = &self.walk.streams;
+        let read = stream::read(context, &all[at].source, &sender).map_err(|error| Stopped(Some(error)))?;
+        let read = read.ok_or(Stopped(None))?;
+        sender.send(Answer::End(Ok(read))).map_err(|_| Stopped(None))
     }
 
     /// Takes an entry over from the parent snapshot if it is no folder and nothing about it changed.
@@ -451,9 +483,9 @@ impl Walker<'_> {
         let (steps, tasks) = (std::mem::take(&mut self.steps), std::mem::take(&mut self.tasks));
         (self.bytes, self.folders) = (0, 0);
         if !tasks.is_empty() {
-            self.walk.jobs.send(ReadJob { tasks, large, answers: sender }).map_err(|_| Stopped)?;
+            self.walk.jobs.send(ReadJob { tasks, large, answers: sender }).map_err(|_| Stopped(None))?;
         }
-        self.walk.batches.send(Batch { steps, answers }).map_err(|_| Stopped)
+        self.walk.batches.send(Batch { steps, answers }).map_err(|_| Stopped(None))
     }
 }
 

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use indicatif::HumanBytes;
 
 use super::args::Global;
+use super::backup_report;
 use super::cache::CacheArgs;
 use super::excludes::{self, ExcludeArgs};
 use super::exit::{CliError, Exit};
@@ -14,18 +14,18 @@ use super::kloset::Kloset;
 use super::output::Output;
 use super::progress::Progress;
 use super::repository::ResolvedRepository;
-use crate::backup::{BackupError, BackupOptions, BackupReport, backup};
+use super::signals;
+use super::sources::SourceArgs;
+use crate::backup::{BackupError, BackupOptions, backup};
 use crate::monitor::Monitor;
-use crate::repo::snapshot::ByteText;
 
 /// Backs up files and folders into a new snapshot.
 ///
 /// Ends with 3 where a snapshot was made but some files could not be read.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
-    /// Files and folders.
-    #[arg(required = true, value_name = "PATH")]
-    pub paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub sources: SourceArgs,
     #[command(flatten)]
     pub excludes: ExcludeArgs,
     /// Word to find the snapshot by; may be repeated.
@@ -46,6 +46,15 @@ pub(crate) struct BackupArgs {
     /// Snapshot to compare with [default: the last of the same host and paths].
     #[arg(long, value_name = "SNAPSHOT")]
     pub parent: Option<String>,
+    /// Time to give the snapshot, as in 2026-11-22T13:58:00+01:00 [default: now].
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub time: Option<i64>,
+    /// Makes no snapshot if nothing is different from the parent snapshot.
+    #[arg(long)]
+    pub skip_if_unchanged: bool,
+    /// Stores nothing and tells what would be stored.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub cache: CacheArgs,
 }
@@ -63,22 +72,19 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
     let options = options(args, global, kloset.folder())?;
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
-    let signals = stop_on_signals(&monitor)?;
+    let signals = signals::watch(&monitor, progress.state())?;
     let report = backup(&kloset.repo, kloset.runtime.handle(), &options, &monitor);
     signals.close();
     progress.finish();
-    for (path, message) in monitor.take_troubles() {
-        tell_trouble(out, &path, &message);
-    }
+    backup_report::tell_troubles(&monitor, out);
     let report = match report {
         Err(BackupError::Stopped) => return Err(CliError::new(Exit::Interrupted, BackupError::Stopped.to_string())),
         Err(BackupError::Repo(error)) => return Err(kloset.resolved.explain(error.into())),
-        Err(error @ (BackupError::Rule(_) | BackupError::Source { .. } | BackupError::Texts(_))) => {
-            return Err(CliError::usage(error.to_string()));
-        }
+        Err(error @ BackupError::Stream(_)) => return Err(CliError::failed(error.to_string())),
+        Err(error) => return Err(CliError::usage(error.to_string())),
         Ok(report) => report,
     };
-    tell_summary(&report, out)?;
+    backup_report::tell(&report, &kloset.repo.store.counts(), out)?;
     Ok(if report.manifest.incomplete { Exit::Partial } else { Exit::Done })
 }
 
@@ -86,8 +92,7 @@ fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<Bac
     let uname = rustix::system::uname();
     let host = args.host.unwrap_or_else(|| uname.nodename().to_string_lossy().into_owned());
     let user = uzers::get_current_username().or_else(|| global.env.path("USER").map(Into::into));
-    Ok(BackupOptions {
-        paths: args.paths,
+    let options = BackupOptions {
         excludes: args.excludes.excludes()?,
         one_file_system: args.one_file_system,
         tags: args.tag,
@@ -97,68 +102,31 @@ fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<Bac
         force: args.force,
         parent: args.parent,
         skip: skip.map(PathBuf::from),
-    })
+        time_unix_ms: args.time,
+        skip_if_unchanged: args.skip_if_unchanged,
+        dry_run: args.dry_run,
+        ..BackupOptions::default()
+    };
+    args.sources.into_options(options)
 }
 
-/// Lets the first SIGINT or SIGTERM stop the work in order, and the second end the program.
-pub(super) fn stop_on_signals(monitor: &Arc<Monitor>) -> Result<signal_hook::iterator::Handle, CliError> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let failed = |error: std::io::Error| CliError::failed(format!("waiting for signals: {error}"));
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
-    let (handle, monitor) = (signals.handle(), monitor.clone());
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            if monitor.stopped() {
-                std::process::exit(Exit::Interrupted.code().into());
-            }
-            monitor.stop();
+/// Milliseconds since 1970 of a time of RFC 3339.
+fn parse_time(text: &str) -> Result<i64, String> {
+    let time: jiff::Timestamp = text.parse().map_err(|_| "write a time as in 2026-11-22T13:58:00+01:00".to_owned())?;
+    let is_printable = (1970..=9999).contains(&time.to_zoned(jiff::tz::TimeZone::UTC).year());
+    if is_printable { Ok(time.as_millisecond()) } else { Err("its year is not in 1970 to 9999".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_an_offset_and_a_year_that_names_can_hold() {
+        assert_eq!(parse_time("1970-01-01T00:00:01.5Z"), Ok(1500));
+        assert_eq!(parse_time("2026-11-22T13:58:00+01:00"), Ok(1_795_352_280_000));
+        for wrong in ["2026-11-22", "2026-11-22T13:58:00", "1969-12-31T23:59:59Z", "yesterday", ""] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
         }
-    });
-    Ok(handle)
-}
-
-fn tell_trouble(out: &mut Output, path: &[u8], message: &str) {
-    if out.is_json() {
-        let path = ByteText(path.to_vec());
-        let error = serde_json::json!({"message": message});
-        out.warn_json(&serde_json::json!({"message_type": "error", "error": error, "during": "backup", "item": path}));
-    } else {
-        out.warn(format_args!("\"{}\": {message}", path.escape_ascii()));
     }
-}
-
-fn tell_summary(report: &BackupReport, out: &mut Output) -> Result<(), CliError> {
-    let (manifest, summary) = (&report.manifest, &report.manifest.summary);
-    if out.is_json() {
-        return out.json(&serde_json::json!({
-            "message_type": "summary",
-            "snapshot_id": report.name.id,
-            "time": manifest.time,
-            "parent": manifest.parent,
-            "files_new": summary.files_new,
-            "files_changed": summary.files_changed,
-            "files_unmodified": summary.files_unmodified,
-            "total_files_processed": summary.files,
-            "total_bytes_processed": summary.bytes,
-            "data_added": summary.bytes_new,
-            "data_added_packed": summary.bytes_stored,
-            "incomplete": manifest.incomplete,
-            "errors": manifest.errors_total,
-        }));
-    }
-    out.line(format_args!(
-        "snapshot {}: {} files ({} new, {} changed, {} unmodified), {}; stored {}",
-        report.name.id.short(),
-        summary.files,
-        summary.files_new,
-        summary.files_changed,
-        summary.files_unmodified,
-        HumanBytes(summary.bytes),
-        HumanBytes(summary.bytes_stored),
-    ))?;
-    if manifest.incomplete {
-        let unreadable = manifest.errors_total - report.vanished;
-        out.warn(format_args!("incomplete: {unreadable} paths could not be read (exit code 3)"));
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::cache::parse_size;
+use super::size::parse_size;
 use super::exit::{CliError, Exit};
 use super::names::safe;
 use super::output::Output;

@@ -6,6 +6,7 @@
 mod args;
 mod background;
 mod backup;
+mod backup_report;
 mod cache;
 mod cat;
 mod check;
@@ -29,7 +30,9 @@ mod repository;
 mod restore;
 mod secret;
 mod serve;
+mod signals;
 mod size;
+mod sources;
 mod systemd;
 mod umount;
 mod words;

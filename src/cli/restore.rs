@@ -8,13 +8,12 @@ use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
 
 use super::args::Global;
-use super::backup::stop_on_signals;
 use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
 use super::progress::Progress;
-use super::{names, process};
+use super::{names, process, signals};
 use crate::monitor::Monitor;
 use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore};
 
@@ -76,7 +75,7 @@ pub(crate) fn run(args: RestoreArgs, global: &Global, out: &mut Output) -> Resul
         RestoreOptions { snapshot, path, target: args.to, overwrite: args.overwrite.into(), dry_run: args.dry_run };
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "restoring");
-    let signals = stop_on_signals(&monitor)?;
+    let signals = signals::watch(&monitor, progress.state())?;
     let report = restore(&kloset.repo, kloset.runtime.handle(), &options, &monitor);
     signals.close();
     progress.finish();

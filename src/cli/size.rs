@@ -9,7 +9,8 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "k" => 10,
         "m" => 20,
         "g" => 30,
-        _ => return Err(format!("the unit {unit:?} is not one of: KiB, MiB, GiB")),
+        "t" => 40,
+        _ => return Err(format!("the unit {unit:?} is not one of: KiB, MiB, GiB, TiB")),
     };
     let number: u64 = digits.parse().map_err(|_| "write a number and a unit, as in 128MiB".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
@@ -21,10 +22,10 @@ mod tests {
 
     #[test]
     fn sizes_are_understood() {
-        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7)] {
+        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7), ("2T", 2 << 40)] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "MiB", "1TiB", "-1", "1.5G", "99999999999G"] {
+        for text in ["", "MiB", "1PiB", "-1", "1.5G", "99999999999G"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }

@@ -165,6 +165,12 @@ impl Repo {
         Self { cached: self.store.clone(), ..self.clone() }
     }
 
+    /// Returns this kloset with a store that says it puts and does not: for who wants to know what would be put.
+    #[must_use]
+    pub fn without_puts(&self) -> Self {
+        Self { store: self.store.without_puts(), ..self.clone() }
+    }
+
     /// Returns the cache on disk, if there is one.
     #[must_use]
     pub fn cache(&self) -> Option<&DiskCache> {

@@ -44,6 +44,8 @@ pub struct Store {
     plain_puts: Arc<AtomicBool>,
     /// What is read is kept there.
     cache: Option<DiskCache>,
+    /// Puts are said to be done and are not.
+    is_dry: bool,
 }
 
 /// One line of a listing.
@@ -64,7 +66,7 @@ impl Store {
     }
 
     fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
-        Store { inner, description, counters, plain_puts: Arc::default(), cache: None }
+        Store { inner, description, counters, plain_puts: Arc::default(), cache: None, is_dry: false }
     }
 
     /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
@@ -89,6 +91,12 @@ impl Store {
         Store::open(location, options)
     }
 
+    /// The same store, but what is put is not.
+    #[must_use]
+    pub fn without_puts(&self) -> Store {
+        Store { is_dry: true, ..self.clone() }
+    }
+
     /// The store as shown to people, without secrets.
     pub fn description(&self) -> &str {
         &self.description
@@ -107,6 +115,9 @@ impl Store {
         const ATTEMPTS_MAX: usize = 3; // one without the condition, one after a lost race
         let at = || self.place("writing", name);
         let path = self.path("writing", name)?;
+        if self.is_dry {
+            return Ok(());
+        }
         self.counters.put(content.len());
         for _ in 0..ATTEMPTS_MAX {
             let plain = self.plain_puts.load(Ordering::Relaxed);

@@ -8,6 +8,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::type_complexity, reason = "tests choose their own numbers")]
 
 mod backup;
+mod backup_cli;
 mod cache;
 mod calm;
 mod check;
@@ -31,6 +32,7 @@ mod restore;
 mod roundtrip;
 mod service;
 mod shown;
+mod sources;
 mod store;
 mod support;
 mod tidy;
