@@ -1,7 +1,7 @@
 //! Which entries of the source are taken.
 //!
 //! Rules of the command line come first, then those of the files in the folders above an entry, the innermost first; what
-//! nobody speaks of is taken. The walk and [`super::explain`] ask the same questions here, in the same order. A folder's
+//! nobody speaks of is taken. The walk and `explain` ask the same questions here, in the same order. A folder's
 //! own files are looked for in its listing, which is at hand: a folder without them costs no system call.
 
 use std::collections::HashSet;
