@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::size::parse_size;
 use super::exit::{CliError, Exit};
 use super::names::safe;
 use super::output::Output;
+use super::size::parse_size;
 use crate::backup::{BackupOptions, Excludes, Explanation, Marker, Reason, Rule, explain};
 use crate::monitor::Monitor;
 use crate::repo::snapshot::ByteText;

@@ -22,7 +22,9 @@ mod tests {
 
     #[test]
     fn sizes_are_understood() {
-        for (text, bytes) in [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7), ("2T", 2 << 40)] {
+        for (text, bytes) in
+            [("128MiB", 128 << 20), ("64M", 64 << 20), ("1gib", 1 << 30), ("5", 5), ("7B", 7), ("2T", 2 << 40)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "MiB", "1PiB", "-1", "1.5G", "99999999999G"] {
