@@ -210,13 +210,14 @@ impl Blocks {
     fn ask(&self, pack: PackId, first: u32, last: u32, follow: bool) -> VecDeque<(Extent, bool)> {
         let mut state = self.state.lock().expect("no panic while held");
         let missing = (first..=last).any(|n| !state.is_coming(pack, n));
-        let mut until = last + 1;
+        let (mut until, mut along) = (last + 1, true);
         if follow {
-            until = readahead(&mut state, pack, first, last, missing).min(TAIL_BLOCK).max(last + 1);
+            (until, along) = readahead(&mut state, pack, first, last, missing);
+            until = until.min(TAIL_BLOCK).max(last + 1);
         }
         let begun = state.extents_begun;
         if missing || until > last + 1 {
-            self.send_for(&mut state, pack, first, until);
+            self.send_for(&mut state, pack, first, if along { rounded(first, until) } else { until });
         }
         let mut extents: VecDeque<(Extent, bool)> = VecDeque::new();
         let mut block = first;
@@ -235,7 +236,7 @@ impl Blocks {
 
     /// Sends requests for the blocks in `first..until` that are neither here nor on their way.
     fn send_for(&self, state: &mut State, pack: PackId, first: u32, until: u32) {
-        let until = rounded(first, until).min(state.end(pack));
+        let until = until.min(state.end(pack));
         let mut n = first;
         while n < until {
             if state.is_coming(pack, n) {
@@ -325,27 +326,28 @@ fn request_end(block: u32) -> u32 {
     }
 }
 
-/// Returns up to which block to fetch for a reader who wants `first..=last`.
+/// Returns up to which block to fetch for a reader who wants `first..=last`, and whether he goes along the pack.
 ///
-/// Who asks for a block that was fetched for him, or for the next one, goes along the pack: his window doubles.
-fn readahead(state: &mut State, pack: PackId, first: u32, last: u32, missing: bool) -> u32 {
+/// Who asks for a block that was fetched for him, or for the next one, goes along the pack: his window doubles. Who jumps
+/// gets what he asked for, and 1 MiB at least.
+fn readahead(state: &mut State, pack: PackId, first: u32, last: u32, missing: bool) -> (u32, bool) {
     let asked = last + 1 - first;
     let stream = state.streams.get(&pack).copied();
     let along = stream.filter(|s| first <= s.ahead && s.ahead - first <= s.window + asked);
     match along {
-        None if !missing => last + 1,
+        None if !missing => (last + 1, false),
         None => {
             let until = first + asked.max(WINDOW_BLOCKS_MIN);
             state.streams.put(pack, Stream { ahead: until, window: WINDOW_BLOCKS_MIN });
-            until
+            (until, false)
         }
         // Half of the window is still ahead: nothing to do yet.
-        Some(s) if last + s.window / 2 < s.ahead => last + 1,
+        Some(s) if last + s.window / 2 < s.ahead => (last + 1, true),
         Some(s) => {
             let window = (s.window * 2).min(WINDOW_BLOCKS_MAX);
             let until = (last + 1 + window).max(s.ahead);
             state.streams.put(pack, Stream { ahead: until, window });
-            until
+            (until, true)
         }
     }
 }
@@ -414,5 +416,16 @@ mod tests {
         }
         tokio::task::yield_now().await;
         assert!(blocks.state.lock().unwrap().bytes <= 4 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_look_at_a_long_frame_brings_that_frame_alone() {
+        let (blocks, _) = blocks(16 << 20).await;
+        for at in [5_u64, 13, 1] {
+            blocks.read(PACK, (at << 20) + 7..(at << 20) + 7 + 1_400_000).await.unwrap();
+        }
+        tokio::task::yield_now().await;
+        let bytes = blocks.state.lock().unwrap().bytes;
+        assert!(bytes <= 3 * (1_400_000 + 2 * BLOCK_BYTES as usize), "{bytes}");
     }
 }
