@@ -144,10 +144,7 @@ impl Writer {
     /// # Errors
     /// [`RepoError`].
     pub fn add(&mut self, id: ChunkId, content: Chunk<'_>) -> Result<bool, RepoError> {
-        if !self.has_content(id) {
-            self.load_index()?;
-        }
-        if self.has_content(id) {
+        if self.has_content(id) || self.load_index()? && self.has_content(id) {
             return Ok(false);
         }
         self.unplaced.insert(id);
@@ -209,10 +206,11 @@ impl Writer {
             self.used.insert(parent.pack);
             return Ok(parent);
         }
-        if !self.tree_places.contains(id) {
-            self.load_index()?;
+        let mut placed = self.tree_places.get(id);
+        if placed.is_none() && self.load_index()? {
+            placed = self.tree_places.get(id);
         }
-        match self.tree_places.get(id) {
+        match placed {
             Some(placed) => {
                 self.used.insert(placed.location.pack);
                 Ok(TreeRef::from_placed(id, &placed))
@@ -315,10 +313,10 @@ impl Writer {
         Ok(self.runtime.block_on(repo.store.put_new(&name.object(), object.into()))?)
     }
 
-    /// Learns what is stored, the first time that this is asked.
-    fn load_index(&mut self) -> Result<(), RepoError> {
+    /// Learns what is stored, the first time that this is asked; returns whether that was now.
+    fn load_index(&mut self) -> Result<bool, RepoError> {
         if self.index_loaded {
-            return Ok(());
+            return Ok(false);
         }
         let Repo { store, cached, keys, .. } = &self.repo;
         let (content, trees, verify) = (&mut self.content_places, &mut self.tree_places, self.options.verify_packs);
@@ -337,7 +335,7 @@ impl Writer {
             .await
         })?;
         self.index_loaded = true;
-        Ok(())
+        Ok(true)
     }
 
     fn begin_pack(&mut self) -> PackId {
