@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -79,6 +79,29 @@ pub(super) struct ReadContext {
     pub(super) keys: Arc<Keys>,
     pub(super) chunker: Chunker,
     pub(super) monitor: Arc<Monitor>,
+}
+
+impl ReadContext {
+    /// Cuts a window as far as the chunks in it are certain, all of it at the end, and hands each to `keep`.
+    ///
+    /// Returns where the rest begins, or `None` once `keep` wants no more.
+    pub(super) fn cut_window(
+        &self,
+        window: &[u8],
+        is_end: bool,
+        keep: &mut dyn FnMut(ChunkId, &[u8]) -> bool,
+    ) -> Option<usize> {
+        let (ahead, mut at) = (self.chunker.window_bytes(), 0);
+        while at < window.len() && (is_end || window.len() - at >= ahead) {
+            let n = self.chunker.cut(&window[at..window.len().min(at + ahead)]);
+            let content = &window[at..at + n];
+            if !keep(self.keys.chunk_id(content), content) {
+                return None;
+            }
+            at += n;
+        }
+        Some(at)
+    }
 }
 
 /// Returns a channel for the answers of a job.
@@ -155,7 +178,7 @@ fn read_once(
     window: &mut Vec<u8>,
     keep: &mut Keep<'_>,
 ) -> Result<FileRead, Errno> {
-    let mut file = open(task)?;
+    let mut file = open(&*task.directory, &task.name)?;
     let stat = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Errno::NOENT); // what was a file has been replaced meanwhile
@@ -175,9 +198,10 @@ fn read_once(
     Ok(read)
 }
 
-fn open(task: &ReadTask) -> Result<File, Errno> {
+/// Opens a file in a directory; a link is not followed, and a pipe not waited for.
+pub(super) fn open(directory: impl AsFd, name: &[u8]) -> Result<File, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let open = |flags| rustix::fs::openat(&*task.directory, &*task.name, flags, Mode::empty());
+    let open = |flags| rustix::fs::openat(directory.as_fd(), name, flags, Mode::empty());
     // Reading must not change the access time; only the owner and root may ask for that.
     match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM) => Ok(open(flags)?.into()),
@@ -228,15 +252,8 @@ fn cut_file(
                 }
             }
         }
-        let mut at = 0;
-        while at < filled && (ended || filled - at >= context.chunker.window_bytes()) {
-            let n = context.chunker.cut(&window[at..filled.min(at + context.chunker.window_bytes())]);
-            let content = &window[at..at + n];
-            if !keep(context.keys.chunk_id(content), content, read) || context.monitor.stopped() {
-                return Err(Errno::INTR);
-            }
-            at += n;
-        }
+        let mut keep = |id: ChunkId, content: &[u8]| keep(id, content, read) && !context.monitor.stopped();
+        let at = context.cut_window(&window[..filled], ended, &mut keep).ok_or(Errno::INTR)?;
         if ended {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 
 use super::rules::{Rule, RuleError, Rules, Ruling};
 use crate::monitor::Monitor;
@@ -217,10 +217,9 @@ fn rules_of(folder: &OwnedFd, path: &[u8], name: &str, monitor: &Monitor) -> Rul
     rules
 }
 
-/// Opens a regular file in a folder; a link is not followed.
+/// Opens a regular file in a folder, as those are opened that are backed up.
 fn open(folder: impl AsFd, name: &[u8]) -> std::io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file: File = rustix::fs::openat(folder, name, flags, Mode::empty())?.into();
+    let file = super::read::open(folder, name)?;
     let is_file = file.metadata()?.is_file();
     if is_file { Ok(file) } else { Err(std::io::Error::other("it is no regular file")) }
 }

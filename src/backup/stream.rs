@@ -120,18 +120,13 @@ fn cut(context: &ReadContext, input: OwnedFd, answers: &Sender<Answer>) -> std::
             let n = input.read(&mut window[filled..])?;
             (filled, ended) = (filled + n, n == 0);
         }
-        let mut at = 0;
-        while at < filled && (ended || filled - at >= context.chunker.window_bytes()) {
-            let n = context.chunker.cut(&window[at..filled.min(at + context.chunker.window_bytes())]);
-            let content = &window[at..at + n];
-            let id = context.keys.chunk_id(content);
-            chunks.push((id, u32::try_from(n).expect("a chunk is at most 16 MiB")));
-            if answers.send(Answer::Chunk(id, content.to_vec())).is_err() {
-                return Ok(None);
-            }
-            context.monitor.bytes.fetch_add(n as u64, std::sync::atomic::Ordering::Relaxed);
-            (at, bytes) = (at + n, bytes + n as u64);
-        }
+        let mut hand_over = |id, content: &[u8]| {
+            chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
+            bytes += content.len() as u64;
+            context.monitor.bytes.fetch_add(content.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            answers.send(Answer::Chunk(id, content.to_vec())).is_ok()
+        };
+        let Some(at) = context.cut_window(&window[..filled], ended, &mut hand_over) else { return Ok(None) };
         window.copy_within(at..filled, 0);
         filled -= at;
     }

@@ -17,7 +17,7 @@ use super::meta::{self, Owners, Xattrs};
 use super::parent::{self, Known, Parent, ParentDirectory};
 use super::read::{self, Answer, LARGE_FILE_BYTES, ReadContext, ReadJob, ReadTask};
 use super::scan::{self, SCANS_MAX, Scan, ScanJob, Scanned};
-use super::select::{Ground, Inside, Select};
+use super::select::{Inside, Select};
 use super::stream::{self, Stream, StreamError};
 use super::targets::{EVERYTHING, Selection};
 use super::unsaid::{Unsaid, Walked};
@@ -237,7 +237,7 @@ impl Walker<'_> {
 
     /// Tells whether the entry at the path is left out.
     fn excludes(&self, inside: &Inside, stat: &Stat) -> bool {
-        self.walk.select.ground(inside, &self.path, stat).is_some_and(|ground| Ground::leaves_out(&ground))
+        self.walk.select.ground(inside, &self.path, stat).is_some_and(|ground| ground.leaves_out())
     }
 
     fn entry(
