@@ -22,7 +22,6 @@ use super::size::parse_size;
 use super::{background, names, serve};
 use crate::fs::{self, MountError};
 use crate::repo::READER_BYTES_DEFAULT;
-use crate::store::StoreLocation;
 
 /// Shows all snapshots, or one, or a folder of one, as read-only folders.
 ///
@@ -118,7 +117,7 @@ pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<
     // A request is repeated for as long as somebody may be waiting for it.
     resolved.s3.retry_budget = resolved.s3.retry_budget.max(args.timeout(&options));
     // Before anybody is asked for a passphrase.
-    fs::mount::check(mountpoint, folder(&resolved).as_deref())?;
+    fs::mount::check(mountpoint, resolved.folder())?;
     let is_child = background::is_child(global);
     if !is_child && !args.foreground {
         let secret = resolved.unlock(global, Ask::Once)?.value;
@@ -132,14 +131,6 @@ pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<
     let kloset = Kloset::open_with(resolved, store, &slot_secret(unlock)?)?;
     let kloset = kloset.with_cache(&args.cache.or(&options.cache), global);
     serve::serve(&kloset, &serve::Serving { args: &args, options: &options, is_child }, global, out)
-}
-
-/// The folder that holds the kloset, if it is one.
-pub(crate) fn folder(resolved: &ResolvedRepository) -> Option<PathBuf> {
-    match &resolved.location {
-        StoreLocation::Folder(path) => Some(path.clone()),
-        StoreLocation::S3 { .. } => None,
-    }
 }
 
 impl From<MountError> for CliError {

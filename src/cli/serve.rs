@@ -98,7 +98,7 @@ async fn mount(kloset: &Kloset, serving: &Serving<'_>) -> Result<Mounted, CliErr
         allow_root,
         noexec,
         timeout: serving.args.timeout(serving.options),
-        kloset_folder: super::mount::folder(&kloset.resolved),
+        kloset_folder: kloset.folder().map(Into::into),
     };
     let runtime = kloset.runtime.handle().clone();
     let mounted = fs::mount(kloset.repo.clone(), &options, mountpoint, runtime).await.map_err(explain)?;

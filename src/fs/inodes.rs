@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
+use super::hash::number;
 use crate::repo::id::SnapshotId;
 use crate::repo::tree::{Data, Node, NodeKind, TreeRef};
 
@@ -44,10 +45,9 @@ impl Identity {
     }
 
     fn from_hash(hash: &blake3::Hasher) -> Self {
-        let hash = *hash.finalize().as_bytes();
-        let number = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8"));
-        let check = u32::from_le_bytes(*hash[8..].first_chunk().expect("24 bytes hold 4"));
-        Self { number: number & (NODE_BIT - 1) | NODE_BIT, check }
+        let hash = hash.finalize();
+        let check = u32::from_le_bytes(*hash.as_bytes()[8..].first_chunk().expect("24 bytes hold 4"));
+        Self { number: number(&hash) & (NODE_BIT - 1) | NODE_BIT, check }
     }
 }
 

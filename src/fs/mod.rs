@@ -17,6 +17,7 @@ pub mod errno;
 pub mod filter;
 pub mod fuse;
 pub mod guard;
+mod hash;
 pub mod history;
 pub mod holders;
 pub mod inodes;

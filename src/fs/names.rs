@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::hash;
 use crate::repo::layout::SnapshotName;
 
 /// No name is longer, in bytes: Linux' `NAME_MAX`.
@@ -50,7 +51,7 @@ impl Names {
             _ => name.id.to_string(),
         };
         let (times, ids) = (snapshots.iter().map(time).collect(), snapshots.iter().map(id).collect());
-        let digest = u64::from_le_bytes(*digest.finalize().as_bytes().first_chunk().expect("32 bytes hold 8"));
+        let digest = hash::number(&digest.finalize());
         Self { snapshots, times, ids, digest, by_second }
     }
 

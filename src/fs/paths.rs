@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use super::hash;
+
 /// Set in the numbers of these folders and of nothing else below [`super::inodes::NODE_BIT`].
 pub const PATH_BIT: u64 = 1 << 61;
 
@@ -107,9 +109,8 @@ impl Paths {
 
 /// Returns the number that belongs to a folder: the next one where another folder has taken it.
 fn free_or_own(entries: &HashMap<u64, Entry>, parent: u64, name: &[u8]) -> u64 {
-    let hash =
-        *blake3::Hasher::new().update(b"\0versions").update(&parent.to_le_bytes()).update(name).finalize().as_bytes();
-    let mut number = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8")) & (PATH_BIT - 1) | PATH_BIT;
+    let hash = blake3::Hasher::new().update(b"\0versions").update(&parent.to_le_bytes()).update(name).finalize();
+    let mut number = hash::number(&hash) & (PATH_BIT - 1) | PATH_BIT;
     while entries.get(&number).is_some_and(|entry| entry.parent != parent || *entry.name != *name) {
         number = (number + 1) & (PATH_BIT - 1) | PATH_BIT;
     }

@@ -4,8 +4,8 @@
 //! The kernel asks for 128 KiB to 1 MiB with a few requests in flight, slightly out of order; a link of 1 Gbit/s and
 //! 100 ms holds 12 MiB. So the window doubles from 1 MiB to 32 MiB while a reader goes on, and whoever jumps gets
 //! nothing that he did not ask for. A stream that has come far is passing through: what it brings would only push out of
-//! the cache on disk what is worth keeping there (bcache's `sequential_cutoff` says the same). Since files are not opened here, streams are kept by inode, the latest few. Pure:
-//! it says what to fetch, the view fetches.
+//! the cache on disk what is worth keeping there (bcache's `sequential_cutoff` says the same). Since files are not opened
+//! here, streams are kept by inode, the latest few. Pure: it says what to fetch, the view fetches.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::errno::FsError;
 use super::filter::Wanted;
+use super::hash;
 use super::listing::{Listing, Need};
 use super::names::{Names, escape};
 use super::paths::PATH_BIT;
@@ -477,7 +478,5 @@ fn number(folder: u64, name: &str, what: &What) -> u64 {
         }
         _ => {}
     }
-    let hash = *hash.finalize().as_bytes();
-    let number = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8")) & (PATH_BIT - 1);
-    number.max(TOP + 1)
+    (hash::number(&hash.finalize()) & (PATH_BIT - 1)).max(TOP + 1)
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use futures::StreamExt;
 
 use super::guard::Guard;
+use super::hash;
 use super::history::History;
 use crate::repo::RepoError;
 use crate::repo::cache::Weigh;
@@ -57,9 +58,7 @@ impl Weigh for Union {
 
 /// Returns the place of a name in every listing.
 fn place(name: &[u8]) -> u64 {
-    let hash = *blake3::hash(name).as_bytes();
-    let hash = u64::from_le_bytes(*hash.first_chunk().expect("32 bytes hold 8"));
-    NAME_BIT + 1 + (hash & (NAME_BIT / 2 - 1))
+    NAME_BIT + 1 + (hash::number(&blake3::hash(name)) & (NAME_BIT / 2 - 1))
 }
 
 /// Reads the first names behind `from`.
