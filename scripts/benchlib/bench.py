@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchlib import garage, table, tools
 from benchlib.bucket import Bucket
-from benchlib.run import Failed, Mount, Proxy, TooSlow, run
+from benchlib.run import Failed, Mount, Proxy, TooSlow, run, settle
 
 LIB = Path(__file__).parent
 NETWORKS_MS = (30, 0)  # round trips
@@ -96,7 +96,7 @@ class Bench:
     def transfer(self, direction, port):
         argv = [sys.executable, str(LIB / "bucket.py"), direction, f"{self.paths['rand']}/random.bin"]
         env = {**os.environ, **self.bucket.env(), "FLOOR_PORT": str(port), "FLOOR_BUCKET": self.bucket.name}
-        os.sync()
+        settle()
         return float(subprocess.run(argv, env=env, check=True, capture_output=True, text=True).stdout)
 
     def same(self, *argv):
