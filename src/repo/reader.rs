@@ -22,6 +22,7 @@ use super::error::RepoError;
 use super::id::{ChunkId, PackId};
 use super::lookup::Relocations;
 use super::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
+use super::sealed::SealedError;
 use super::tree::{self, ChunkRef, Data, FileContent, Location, Page, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Cpu;
 use crate::store::Store;
@@ -44,10 +45,13 @@ struct Inner {
     afresh: OnceLock<Reader>,
 }
 
-/// An opened frame and which of its chunks have been checked against their ids.
+/// A part of a frame that may be a chunk: of what kind, from where, how many bytes.
+type Part = (PackKind, u32, u32);
+
+/// An opened frame and the ids of those of its parts that were asked for.
 struct Frame {
     raw: Bytes,
-    checked: Mutex<HashMap<(PackKind, u32, u32), ChunkId>>,
+    named: Mutex<HashMap<Part, ChunkId>>,
 }
 
 /// A whole pack of trees, sealed, and its footer.
@@ -192,7 +196,8 @@ impl Reader {
         let (from, to) = (entry.offset as usize, entry.offset as usize + entry.bytes as usize);
         let sealed = pack.content.get(from..to).ok_or_else(|| bad("its frame ends behind its pack"))?;
         let sealed = pack.content.slice_ref(sealed);
-        let frame = self.frame(at.pack, entry.offset, async move { Ok(sealed) }).await?;
+        let part = (wanted.kind, at.chunk_offset, wanted.bytes);
+        let frame = self.frame((at.pack, entry.offset), part, async move { Ok(sealed) }).await?;
         if frame.raw.len() as u64 != entry.raw_bytes() {
             return Err(bad("its frame is not as long as its pack's footer says"));
         }
@@ -244,26 +249,31 @@ impl Reader {
             }
             Ok(sealed)
         };
-        let frame = self.frame(at.pack, at.frame_offset, fetch).await?;
+        let part = (wanted.kind, at.chunk_offset, wanted.bytes);
+        let frame = self.frame((at.pack, at.frame_offset), part, fetch).await?;
         self.checked(&frame, at.pack, at.chunk_offset, wanted).await
     }
 
-    /// Opens the frame at `offset` of a pack, whose sealed bytes `fetch` brings.
+    /// Opens the frame at `offset` of a pack, whose sealed bytes `fetch` brings, and names the part that is asked for while
+    /// it is in the processor's caches.
     async fn frame(
         &self,
-        pack: PackId,
-        offset: u32,
+        (pack, offset): (PackId, u32),
+        part: Part,
         fetch: impl Future<Output = Result<Bytes, RepoError>> + Send + 'static,
     ) -> Result<Arc<Frame>, RepoError> {
         let reader = self.clone();
         let load = move || async move {
             let sealed = fetch.await?;
             let key = reader.session_key(pack)?;
-            let place = (reader.0.keys.kloset(), pack.session);
-            let open = move || pack::open_frame(&key, place, &sealed);
-            let raw = reader.0.cpu.run(open).await;
-            let raw = raw.map_err(|e| RepoError::damaged(format!("{pack}, frame at {offset}"), e))?;
-            Ok(Frame { raw, checked: Mutex::default() })
+            let (keys, place) = (reader.0.keys.clone(), (reader.0.keys.kloset(), pack.session));
+            let open = move || {
+                let raw = pack::open_frame(&key, place, &sealed)?;
+                let named = part_of(&raw, part).map(|content| (part, name(&keys, part.0, &content)));
+                Ok(Frame { raw, named: Mutex::new(named.into_iter().collect()) })
+            };
+            let frame: Result<_, SealedError> = reader.0.cpu.run(open).await;
+            frame.map_err(|e| RepoError::damaged(format!("{pack}, frame at {offset}"), e))
         };
         self.0.frames.get((pack, offset), load).await
     }
@@ -277,22 +287,16 @@ impl Reader {
         Wanted { kind, id, bytes }: Wanted,
     ) -> Result<Bytes, RepoError> {
         let bad = |problem: &str| RepoError::damaged(describe(pack, id), problem);
-        let end = u64::from(offset) + u64::from(bytes);
-        if end > frame.raw.len() as u64 {
-            return Err(bad("it ends behind its frame"));
-        }
-        let raw = frame.raw.slice(offset as usize..offset as usize + bytes as usize);
-        let known = frame.checked.lock().expect("no panic while held").get(&(kind, offset, bytes)).copied();
+        let part = (kind, offset, bytes);
+        let raw = part_of(&frame.raw, part).ok_or_else(|| bad("it ends behind its frame"))?;
+        let known = frame.named.lock().expect("no panic while held").get(&part).copied();
         let found = match known {
             Some(found) => found,
             None => {
                 let (keys, content) = (self.0.keys.clone(), raw.clone());
-                let name = move || match kind {
-                    PackKind::Data => keys.chunk_id(&content),
-                    PackKind::Tree => keys.tree_id(&content),
-                };
+                let name = move || name(&keys, kind, &content);
                 let found = if bytes < 64 << 10 { name() } else { self.0.cpu.run(name).await };
-                frame.checked.lock().expect("no panic while held").insert((kind, offset, bytes), found);
+                frame.named.lock().expect("no panic while held").insert(part, found);
                 found
             }
         };
@@ -444,6 +448,20 @@ impl Reader {
 
 /// Pages of fewer bytes are decoded where they are read: about 100 µs.
 const SMALL_PAGE_BYTES: usize = 64 << 10;
+
+/// Cuts a part out of an opened frame, if it is within.
+fn part_of(raw: &Bytes, (_, offset, bytes): Part) -> Option<Bytes> {
+    let end = (offset as usize).checked_add(bytes as usize).filter(|end| *end <= raw.len())?;
+    Some(raw.slice(offset as usize..end))
+}
+
+/// Returns the id that content has as a chunk of that kind.
+fn name(keys: &Keys, kind: PackKind, content: &[u8]) -> ChunkId {
+    match kind {
+        PackKind::Data => keys.chunk_id(content),
+        PackKind::Tree => keys.tree_id(content),
+    }
+}
 
 fn describe(pack: PackId, id: ChunkId) -> String {
     format!("chunk {} in {pack}", id.short())

@@ -145,6 +145,24 @@ fn a_second_read_is_the_kernel_s() {
     assert_eq!((kloset.requests(), guard.requests()), before);
 }
 
+#[test]
+fn a_listing_of_many_parts_brings_all_that_is_known_of_its_names() {
+    if !may_mount() {
+        return;
+    }
+    const FILES: usize = 500; // with such names the kernel takes them in a dozen parts
+    let (kloset, source) = (Kloset::new(), tempfile::tempdir().unwrap());
+    (0..FILES).for_each(|n| fs::write(source.path().join(format!("{n:0200}")), "").unwrap());
+    kloset.backup(source.path());
+    let guard = Guard::new(&kloset);
+    let root = guard.latest(source.path());
+    assert!(root.is_dir());
+    let before = (guard.asked("lookup"), guard.asked("getattr"));
+    let names = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap());
+    assert_eq!(names.filter(|entry| entry.metadata().unwrap().len() == 0).count(), FILES);
+    assert_eq!((guard.asked("lookup"), guard.asked("getattr")), before);
+}
+
 /// Whatever is damaged or out of reach is `EIO`: never wrong bytes, never a short file, never a name that is not there.
 #[test]
 fn damage_is_eio() {

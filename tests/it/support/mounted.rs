@@ -36,8 +36,12 @@ impl Guard {
 
     /// How often the kernel asked for what it may keep, so far.
     pub(crate) fn requests(&self) -> u64 {
-        let shown = self.mounted.as_ref().unwrap().view.status().shown();
-        ["open", "readdir", "read", "xattr"].iter().map(|kind| shown["requests"][kind].as_u64().unwrap()).sum()
+        ["open", "readdir", "read", "xattr"].iter().map(|kind| self.asked(kind)).sum()
+    }
+
+    /// How often the kernel asked a question of that kind, so far.
+    pub(crate) fn asked(&self, kind: &str) -> u64 {
+        self.mounted.as_ref().unwrap().view.status().shown()["requests"][kind].as_u64().unwrap()
     }
 
     /// Where a source path is in the newest snapshot.
