@@ -19,6 +19,8 @@ use object_store::client::{
 
 use super::answer::{chain_text, is_tls_to_plain};
 use super::counts::Counters;
+use super::limit::Limit;
+use super::paced::{Paced, PacedOptions};
 
 /// Makes the clients and counts what they send.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(crate) struct Connector {
     pub(crate) stall_timeout: Duration,
     /// Counts every request that is sent, repeated ones as well.
     pub(crate) counters: Arc<Counters>,
+    /// The limit of uploads, and how their client is to be.
+    pub(crate) paced: Option<(Arc<Limit>, PacedOptions)>,
 }
 
 /// A store that has not answered once is not worth minutes: a wrong port shows after about a second.
@@ -39,11 +43,20 @@ impl HttpConnector for Connector {
         Ok(HttpClient::new(Service {
             reads: Mutex::new(reads),
             read_options,
-            writes: ReqwestConnector::default().connect(options)?,
+            writes: self.writes(options)?,
             counters: self.counters.clone(),
             answered: AtomicBool::new(false),
             failed_connects: AtomicU32::new(0),
         }))
+    }
+}
+
+impl Connector {
+    fn writes(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let Some((limit, paced)) = &self.paced else { return ReqwestConnector::default().connect(options) };
+        let client = Paced::new(paced, limit.clone(), self.counters.clone());
+        let failed = |error: reqwest::Error| object_store::Error::Generic { store: "S3", source: error.into() };
+        client.map(HttpClient::new).map_err(failed)
     }
 }
 
@@ -78,6 +91,7 @@ impl HttpService for Service {
             let outcome = match client.execute(request).await {
                 Ok(response) => {
                     self.answered.store(true, Ordering::Relaxed);
+                    date(&response).into_iter().for_each(|unix_ms| self.counters.dated(unix_ms));
                     Ok(correct_answer(response))
                 }
                 Err(error) => {
@@ -134,6 +148,13 @@ fn is_repeated(outcome: &Result<HttpResponse, HttpError>) -> bool {
         Ok(response) => matches!(response.status().as_u16(), REQUEST_TIMEOUT | TOO_MANY_REQUESTS | 500..=599),
         Err(error) => !matches!(error.kind(), HttpErrorKind::Unknown | HttpErrorKind::Decode),
     }
+}
+
+/// Returns what the store's clock says, by which its objects are dated.
+fn date(response: &HttpResponse) -> Option<i64> {
+    let text = response.headers().get("date")?.to_str().ok()?;
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(date.as_millisecond())
 }
 
 /// Replaces two statuses on which `object_store` does the wrong thing.
