@@ -14,7 +14,7 @@ use super::progress::State;
 use super::systemd::Systemd;
 use crate::store::Store;
 
-/// How often people who ask `systemctl status` are told something new, at most.
+/// How often who asks `systemctl status` is told something new, at least.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 
 /// Tells until it is dropped.
@@ -23,8 +23,7 @@ pub(super) struct Alive(Option<(Sender<()>, JoinHandle<()>)>);
 impl Alive {
     /// Tells that the work begins, and from then on how it goes.
     pub(super) fn start(systemd: Systemd, state: State, store: &Store) -> Alive {
-        let Some(watchdog) = systemd.interval() else { return Alive(None) };
-        let every = watchdog.map_or(STATUS_EVERY, |watchdog| STATUS_EVERY.min(watchdog / 4));
+        let Some(every) = systemd.every(STATUS_EVERY) else { return Alive(None) };
         let (end, ended) = crossbeam_channel::bounded::<()>(0);
         let store = store.clone();
         systemd.ready();

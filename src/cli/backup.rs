@@ -86,7 +86,9 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
     let ended_ms = Clock::System.unix_ms();
     let run = Run { host: &host, repository: &repository, begun_ms, ended_ms, exit, report };
     match prometheus::write(&file, &run) {
-        Err(error) if result.is_ok() => Err(error), // with 3, the file is not there to say so
+        Err(error) if result.is_ok() => {
+            Err(CliError::failed(format!("{error}; the backup itself ended with {}", exit.code())))
+        }
         Err(error) => {
             out.warn(error);
             result

@@ -183,7 +183,8 @@ mod tests {
     #[test]
     fn every_metric_is_announced_once_and_has_its_unit() {
         let text = text("", &run(Exit::Done, 7_001));
-        let names: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split('{').next().unwrap()).collect();
+        let names: Vec<&str> =
+            text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split('{').next().unwrap()).collect();
         for name in &names {
             assert_eq!(text.matches(&format!("# TYPE {name} gauge\n")).count(), 1, "{text}");
             assert_eq!(text.matches(&format!("# HELP {name} ")).count(), 1, "{text}");

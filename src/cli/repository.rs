@@ -9,8 +9,8 @@ use crate::store::{Rates, S3Options, Store, StoreLocation};
 use super::args::Global;
 use super::config::{Config, RepositoryEntry};
 use super::exit::CliError;
-use super::size::parse_rate;
 use super::secret::{Ask, Found, Places, Unlock};
+use super::size::parse_rate;
 
 /// A repository that was named, with all that the config says about it.
 #[derive(Clone, Debug)]

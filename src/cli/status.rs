@@ -66,7 +66,8 @@ pub(crate) fn run(args: &StatusArgs, global: &Global, out: &mut Output) -> Resul
     let now = store.date_unix_ms().unwrap_or_else(|| kloset.repo.env.clock.unix_ms());
     let judged = Judged { now, max_age: args.max_age };
     let stale = backups.values().filter(|backup| judged.is_stale(backup)).count();
-    let is_stale = args.max_age.is_some() && if args.any { stale == backups.len() } else { stale > 0 || backups.is_empty() };
+    let is_stale =
+        args.max_age.is_some() && if args.any { stale == backups.len() } else { stale > 0 || backups.is_empty() };
     if out.is_json() {
         let rows: Vec<Value> = backups.iter().map(|(key, backup)| judged.as_json(key, backup)).collect();
         let max_age = args.max_age.map(|age| age / 1000);
@@ -234,6 +235,9 @@ mod tests {
         }
         let key = ("h".to_owned(), vec![ByteText(b"/a".to_vec())]);
         let text = judged.as_text(&key, &Backup { whole: put(0, 50), incomplete: put(0, 99) });
-        assert_eq!(text, "h /a: stale, whole 2 d 2 h ago (snapshot 07070707), incomplete 1 h 0 min ago (snapshot 07070707)");
+        assert_eq!(
+            text,
+            "h /a: stale, whole 2 d 2 h ago (snapshot 07070707), incomplete 1 h 0 min ago (snapshot 07070707)"
+        );
     }
 }

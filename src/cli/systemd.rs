@@ -77,9 +77,10 @@ impl Systemd {
         }
     }
 
-    /// How often it wants to hear that we are alive, if somebody listens; `None` where nobody does.
-    pub(super) fn interval(&self) -> Option<Option<Duration>> {
-        self.socket.as_ref().map(|_| self.watchdog)
+    /// How often to tell it how far the work is: four times in what the watchdog waits; `None` where nobody listens.
+    pub(super) fn every(&self, at_least: Duration) -> Option<Duration> {
+        self.socket.as_ref()?;
+        Some(self.watchdog.map_or(at_least, |watchdog| at_least.min(watchdog / 4)))
     }
 
     pub(super) fn tell(&self, message: &str) {
