@@ -49,7 +49,8 @@ impl Paced {
             .https_only(options.use_tls)
             .connect_timeout(options.connect_timeout)
             .timeout(options.request_timeout)
-            .pool_idle_timeout(options.pool_idle);
+            .pool_idle_timeout(options.pool_idle)
+            .user_agent(concat!("kloset-mount/", env!("CARGO_PKG_VERSION")));
         Ok(Paced { client: builder.build()?, limit, counters })
     }
 }

@@ -41,10 +41,10 @@ fn objects(program: &Program, folder: &str) -> Vec<PathBuf> {
 #[test]
 fn limits_hold_in_both_directions_and_change_no_bytes() {
     let program = Program::new(&[]);
-    let content = noise(1, 200 << 10);
+    let content = noise(1, 96 << 10);
     fs::write(program.source().join("file"), &content).unwrap();
     // An eighth of a second's worth is free.
-    let least = Duration::from_millis(1000 * (200 - 16) / 128);
+    let least = Duration::from_millis(1000 * (96 - 16) / 128);
     let begun = Instant::now();
     program.backup(&["--limit-upload", "128KiB"]);
     assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
@@ -213,7 +213,7 @@ fn the_units_of_a_backup_are_what_systemd_understands_and_expose_little() {
 
 #[test]
 fn many_hosts_back_up_into_one_kloset_at_once() {
-    const HOSTS: usize = 6;
+    const HOSTS: usize = 5;
     let program = Program::new(&[]);
     let (shared, own) = (noise(7, 600 << 10), 64 << 10);
     let tree = |host: usize| program.at(&format!("host{host}"));
