@@ -152,7 +152,11 @@ fn is_repeated(outcome: &Result<HttpResponse, HttpError>) -> bool {
 
 /// Returns what the store's clock says, by which its objects are dated.
 fn date(response: &HttpResponse) -> Option<i64> {
-    let text = response.headers().get("date")?.to_str().ok()?;
+    parse_date(response.headers().get("date")?.to_str().ok()?)
+}
+
+/// Milliseconds since 1970 of a time in a header.
+fn parse_date(text: &str) -> Option<i64> {
     let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
     Some(date.as_millisecond())
 }
@@ -184,5 +188,18 @@ fn correct_answer(mut response: HttpResponse) -> HttpResponse {
 fn set_status(response: &mut HttpResponse, status: u16) {
     if let Ok(status) = status.try_into() {
         *response.status_mut() = status;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_of_an_answer_is_understood_or_passed_over() {
+        assert_eq!(parse_date("Sun, 22 Nov 2026 13:58:01 GMT"), Some(1_795_355_881_000));
+        for wrong in ["", "now", "2026-11-22T13:58:01Z", "Sun, 22 Nov 2026 13:58:61 GMT"] {
+            assert_eq!(parse_date(wrong), None, "{wrong}");
+        }
     }
 }

@@ -219,9 +219,8 @@ fn many_hosts_back_up_into_one_kloset_at_once() {
     let tree = |host: usize| program.at(&format!("host{host}"));
     for host in 0..HOSTS {
         fs::create_dir(tree(host)).unwrap();
-        for part in 0..30 {
-            fs::write(tree(host).join(format!("shared{part}")), &shared[part * 20 << 10..(part + 1) * 20 << 10])
-                .unwrap();
+        for (part, content) in shared.chunks(20 << 10).enumerate() {
+            fs::write(tree(host).join(format!("shared{part}")), content).unwrap();
         }
         fs::write(tree(host).join("own"), noise(100 + host as u64, own)).unwrap();
     }
