@@ -1,7 +1,8 @@
 //! Limits of what goes up and comes down: bytes a second, over all clones of a store.
 //!
 //! Promises that in any stretch of time no more passes than the rate allows, an eighth of a second's worth and one piece;
-//! what was not used up before is not saved. It counts the content of objects that are put and got, repeated uploads
+//! what was not used up before is not saved. What comes down may be in the system's buffers sooner: it is taken from
+//! there by the rate, and TCP holds back the rest. It counts the content of objects that are put and got, repeated uploads
 //! too, not headers and listings. With a limit two objects pass at a time, so that the first is done first and none
 //! waits until its server has given it up. A bucket's uploads go in pieces of 16 KiB (`paced`), a folder's objects are
 //! waited for whole. It does not know HTTP.
