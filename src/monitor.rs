@@ -15,6 +15,8 @@ pub struct Monitor {
     pub directories: AtomicU64,
     /// Bytes done, raw.
     pub bytes: AtomicU64,
+    /// Pieces of large files done, which are not counted as files or bytes yet: what shows that something goes on.
+    pub pieces: AtomicU64,
     /// Files that there were the last time, or zero: what may be expected.
     pub files_expected: AtomicU64,
     /// Their bytes.
@@ -31,6 +33,13 @@ impl Monitor {
     pub fn file(&self, bytes: u64) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns a number that is another one whenever something was done.
+    #[must_use]
+    pub fn pulse(&self) -> u64 {
+        let counters = [&self.files, &self.directories, &self.bytes, &self.pieces, &self.troubles_total];
+        counters.iter().map(|counter| counter.load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
     /// Says what there was the last time.

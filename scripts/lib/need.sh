@@ -17,6 +17,7 @@ lacks() {
         python) have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3 python3-venv python3-pip ;;
         diff) have diff cmp || echo diffutils ;;
         mount) have mount umount mountpoint unshare || echo mount util-linux ;;
+        systemd) have systemd-analyze || echo systemd ;;
         desktop) have Xvfb openbox pcmanfm xdotool dbus-run-session import convert gdk-pixbuf-thumbnailer && [ -d /usr/share/icons/Adwaita ] || echo xvfb openbox pcmanfm xdotool dbus imagemagick adwaita-icon-theme libgdk-pixbuf2.0-bin ;;
         certificates) [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates ;;
         *) die "need: no such name: $1" ;;

@@ -8,6 +8,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -252,6 +253,7 @@ fn cut_file(
                 }
             }
         }
+        context.monitor.pieces.fetch_add(1, Ordering::Relaxed);
         let mut keep = |id: ChunkId, content: &[u8]| keep(id, content, read) && !context.monitor.stopped();
         let at = context.cut_window(&window[..filled], ended, &mut keep).ok_or(Errno::INTR)?;
         if ended {

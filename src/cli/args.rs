@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use super::env::Environment;
-use super::{backup, cat, check, config_cmd, create, ls, mount, restore, systemd, umount, words};
+use super::size::parse_rate;
+use super::{backup, cat, check, config_cmd, create, ls, mount, restore, status, systemd, umount, words};
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
 #[derive(Debug, Parser)]
@@ -27,7 +28,7 @@ Shorter and other word orders:
   kloset-mount at @NAME COMMAND ...             the same as `COMMAND -r @NAME ...`
 
 Exit codes: 0 done, 1 error, 2 usage, 3 done but some source files could not be read, 10 no kloset
-there, 12 wrong passphrase, 13 store unreachable or refused, 14 damaged data found, 130 interrupted.";
+there, 12 wrong passphrase, 13 store unreachable or refused, 14 damaged data found, 15 stale, 130 interrupted.";
 
 /// Options that every command takes, before or after its name.
 #[derive(Clone, Debug, Default, Args)]
@@ -48,6 +49,12 @@ pub(crate) struct GlobalArgs {
     /// Key file to use instead of a passphrase.
     #[arg(long, global = true, value_name = "FILE", group = "secret")]
     pub(crate) key_file: Option<PathBuf>,
+    /// The most that is sent to the store in a second, as in 5MiB.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_rate)]
+    pub(crate) limit_upload: Option<u64>,
+    /// The most that is fetched from the store in a second, as in 5MiB.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_rate)]
+    pub(crate) limit_download: Option<u64>,
     /// Writes the result as JSON, one value a line.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -86,6 +93,8 @@ pub(crate) enum Command {
     /// Asks a mount for an answer.
     #[command(hide = true)]
     AskMount(systemd::AskArgs),
+    /// Tells how old the newest whole backup is.
+    Status(status::StatusArgs),
     /// Checks that everything the snapshots need is there and whole.
     Check(check::CheckArgs),
     /// Reads and changes the config.

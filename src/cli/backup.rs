@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::alive::Alive;
 use super::args::Global;
 use super::backup_report;
 use super::cache::CacheArgs;
@@ -13,11 +14,15 @@ use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
 use super::progress::Progress;
+use super::prometheus::{self, Run};
 use super::repository::ResolvedRepository;
 use super::signals;
 use super::sources::SourceArgs;
-use crate::backup::{BackupError, BackupOptions, backup};
+use super::systemd::Systemd;
+use crate::backup::{BackupError, BackupOptions, BackupReport, backup};
+use crate::env::Clock;
 use crate::monitor::Monitor;
+use crate::store::StoreCounts;
 
 /// Backs up files and folders into a new snapshot.
 ///
@@ -55,6 +60,9 @@ pub(crate) struct BackupArgs {
     /// Stores nothing and tells what would be stored.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+    /// File to tell Prometheus' node_exporter in how the backup ended; replaced whole.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "explain"])]
+    pub prometheus: Option<PathBuf>,
     #[command(flatten)]
     pub cache: CacheArgs,
 }
@@ -68,12 +76,39 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
         let options = options(args, global, resolved.as_ref().and_then(ResolvedRepository::folder))?;
         return excludes::tell(&paths, &options, out);
     }
+    let Some(file) = args.prometheus.clone() else { return back_up(args, global, out, &mut None) };
+    prometheus::check(&file)?;
+    let (host, begun_ms, mut made) = (host(&args), Clock::System.unix_ms(), None);
+    let result = back_up(args, global, out, &mut made);
+    let exit = result.as_ref().map_or_else(|error| error.exit, |exit| *exit);
+    let repository = ResolvedRepository::resolve(global).map(|resolved| resolved.label()).unwrap_or_default();
+    let report = made.as_ref().map(|(report, counts)| (report, *counts));
+    let ended_ms = Clock::System.unix_ms();
+    let run = Run { host: &host, repository: &repository, begun_ms, ended_ms, exit, report };
+    match prometheus::write(&file, &run) {
+        Err(error) if result.is_ok() => {
+            Err(CliError::failed(format!("{error}; the backup itself ended with {}", exit.code())))
+        }
+        Err(error) => {
+            out.warn(error);
+            result
+        }
+        Ok(()) => result,
+    }
+}
+
+/// What a backup did, and what of it the store was asked.
+type Made = Option<(BackupReport, StoreCounts)>;
+
+fn back_up(args: BackupArgs, global: &Global, out: &mut Output, made: &mut Made) -> Result<Exit, CliError> {
     let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     let options = options(args, global, kloset.folder())?;
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = signals::watch(&monitor, progress.state())?;
+    let alive = Alive::start(Systemd::of(global), progress.state(), &kloset.repo.store);
     let report = backup(&kloset.repo, kloset.runtime.handle(), &options, &monitor);
+    drop(alive);
     signals.close();
     progress.finish();
     backup_report::tell_troubles(&monitor, out);
@@ -84,13 +119,19 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
         Err(error) => return Err(CliError::usage(error.to_string())),
         Ok(report) => report,
     };
-    backup_report::tell(&report, &kloset.repo.store.counts(), out)?;
+    let (report, counts) = made.insert((report, kloset.repo.store.counts()));
+    backup_report::tell(report, counts, out)?;
     Ok(if report.manifest.incomplete { Exit::Partial } else { Exit::Done })
 }
 
+/// The host that a snapshot is of.
+fn host(args: &BackupArgs) -> String {
+    let uname = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    args.host.clone().unwrap_or_else(uname)
+}
+
 fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<BackupOptions, CliError> {
-    let uname = rustix::system::uname();
-    let host = args.host.unwrap_or_else(|| uname.nodename().to_string_lossy().into_owned());
+    let host = host(&args);
     let user = uzers::get_current_username().or_else(|| global.env.path("USER").map(Into::into));
     let options = BackupOptions {
         excludes: args.excludes.excludes()?,

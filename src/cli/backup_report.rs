@@ -3,6 +3,7 @@
 use indicatif::HumanBytes;
 
 use super::exit::{CliError, Exit};
+use super::lacks;
 use super::names::safe;
 use super::output::Output;
 use crate::backup::{BackupReport, Outcome};
@@ -68,9 +69,10 @@ fn as_json(report: &BackupReport, counts: &StoreCounts) -> serde_json::Value {
         "parent": manifest.parent,
         "incomplete": manifest.incomplete,
         "errors": manifest.errors_total,
+        "error_list": lacks::list(manifest, b""),
         "vanished": report.vanished,
         "changed_while_read": report.changed,
-        "requests": requests(counts),
+        "requests": counts.requests(),
         "retries": counts.http_retries,
     });
     match report.outcome {
@@ -106,15 +108,7 @@ fn cost(report: &BackupReport, counts: &StoreCounts) -> String {
         0 => String::new(),
         retries => format!(", {retries} of them again"),
     };
-    format!("{new} of content were new; {} requests{retries} in {:.1} s", requests(counts), seconds(report))
-}
-
-/// Requests over the network, or what a folder was asked.
-fn requests(counts: &StoreCounts) -> u64 {
-    match counts.http_requests {
-        0 => counts.puts + counts.gets + counts.lists + counts.deletes,
-        requests => requests,
-    }
+    format!("{new} of content were new; {} requests{retries} in {:.1} s", counts.requests(), seconds(report))
 }
 
 fn seconds(report: &BackupReport) -> f64 {

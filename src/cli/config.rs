@@ -15,7 +15,7 @@ use super::env::Environment;
 use super::exit::CliError;
 
 /// Everything that may be said about a repository.
-pub(crate) const KEYS: [&str; 16] = [
+pub(crate) const KEYS: [&str; 18] = [
     "location",
     "access_key",
     "access_key_file",
@@ -28,6 +28,8 @@ pub(crate) const KEYS: [&str; 16] = [
     "use_tls",
     "addressing",
     "allow_anonymous",
+    "limit_upload",
+    "limit_download",
     "passphrase",
     "passphrase_file",
     "passphrase_command",

@@ -29,6 +29,8 @@ pub(crate) enum Exit {
     Store = 13,
     /// Damaged data was found.
     Damaged = 14,
+    /// A backup is older than it may be.
+    Stale = 15,
     /// Stopped by SIGINT or SIGTERM.
     Interrupted = 130,
     /// The reader of our output went away, as other programs die of SIGPIPE.

@@ -12,6 +12,7 @@ use super::args::Global;
 use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
+use super::lacks;
 use super::names;
 use super::output::Output;
 use crate::repo::layout::SnapshotName;
@@ -24,12 +25,14 @@ use crate::repo::{READER_BYTES_DEFAULT, Reader};
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// Lists all snapshots, or a folder of one.
+///
+/// What a snapshot lacks, because it could not be read, is told on standard error; with -l of all snapshots.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
     /// Snapshot and folder: `latest`, `latest~2` or the first characters of an id, then :PATH.
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     pub target: Option<OsString>,
-    /// Shows mode, owner, size and time.
+    /// Shows mode, owner, size and time; of snapshots, what they lack.
     #[arg(short, long)]
     pub long: bool,
     /// Goes down into folders.
@@ -78,6 +81,7 @@ fn list_snapshots(kloset: &Kloset, args: &LsArgs, out: &mut Output) -> Result<Ex
         out.json(&rows)?;
     } else {
         print_table(&rows, out)?;
+        rows.iter().filter(|_| args.long).for_each(|(_, manifest)| lacks::tell(manifest, b"", out));
     }
     Ok(exit)
 }
@@ -102,6 +106,7 @@ fn snapshot_json(name: SnapshotName, manifest: &Manifest) -> Value {
         "summary": manifest.summary,
         "incomplete": manifest.incomplete,
         "errors": manifest.errors_total,
+        "error_list": lacks::list(manifest, b""),
     })
 }
 
@@ -165,11 +170,16 @@ fn list_folder(
     out: &mut Output,
 ) -> Result<Exit, CliError> {
     let reader = kloset.repo.reader(READER_BYTES_DEFAULT);
-    let (name, found) = kloset.runtime.block_on(async {
+    let (name, manifest) = kloset.runtime.block_on(async {
         let name = kloset.repo.resolve(spec).await?;
-        let root = kloset.repo.manifest(name).await?.root.into();
-        Ok::<_, crate::repo::RepoError>((name, path::resolve(&reader, root, &path).await?))
+        Ok::<_, crate::repo::RepoError>((name, kloset.repo.manifest(name).await?))
     })?;
+    let base: Vec<u8> =
+        path.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".").flat_map(|c| [b"/", c].concat()).collect();
+    if !out.is_json() {
+        lacks::tell(&manifest, &base, out);
+    }
+    let found = kloset.runtime.block_on(path::resolve(&reader, manifest.root.into(), &path))?;
     let (json, terminal) = (out.is_json(), names::is_shown());
     let mut listing = Listing {
         kloset,
@@ -185,11 +195,11 @@ fn list_folder(
         let mut head = Map::new();
         head.insert("snapshot_id".into(), name.id.to_string().into());
         names::add_path(&mut head, "path", if path.is_empty() { b"/" } else { &path });
+        head.insert("incomplete".into(), manifest.incomplete.into());
+        head.insert("error_list".into(), lacks::list(&manifest, &base));
         let head = Value::from(head).to_string();
         write!(listing.out, "{},\"entries\":[", head.trim_end_matches('}'))?;
     }
-    let base: Vec<u8> =
-        path.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".").flat_map(|c| [b"/", c].concat()).collect();
     match &found {
         Found::Root(tree) => listing.folder(*tree, &base, &base)?,
         Found::Node(node) => match &node.kind {

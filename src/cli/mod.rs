@@ -3,6 +3,7 @@
 //! The only layer that knows a terminal, the environment, the config file and exit codes. One
 //! command a file; what each does is in the layers below.
 
+mod alive;
 mod args;
 mod background;
 mod backup;
@@ -18,6 +19,7 @@ mod env;
 mod excludes;
 mod exit;
 mod kloset;
+mod lacks;
 mod ls;
 mod mount;
 mod mount_options;
@@ -26,6 +28,7 @@ mod names;
 mod output;
 mod process;
 mod progress;
+mod prometheus;
 mod repository;
 mod restore;
 mod secret;
@@ -33,6 +36,7 @@ mod serve;
 mod signals;
 mod size;
 mod sources;
+mod status;
 mod systemd;
 mod umount;
 mod words;
@@ -95,6 +99,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Mount(args) => mount::run(args, global, out),
         Command::Umount(args) => umount::run(args, global, out),
         Command::AskMount(args) => systemd::run_ask(&args),
+        Command::Status(args) => status::run(&args, global, out),
         Command::Check(args) => check::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),

@@ -103,7 +103,13 @@ impl State {
         let _ = writeln!(std::io::stderr(), "{line}"); // nobody is left to be told
     }
 
-    fn text(&self) -> String {
+    /// Returns a number that is another one whenever something was done.
+    pub(super) fn pulse(&self) -> u64 {
+        self.monitor.pulse()
+    }
+
+    /// How far it is, for people.
+    pub(super) fn text(&self) -> String {
         let (files, bytes) = (self.monitor.files.load(Ordering::Relaxed), self.monitor.bytes.load(Ordering::Relaxed));
         let expected = match self.monitor.files_expected.load(Ordering::Relaxed) {
             0 => String::new(),

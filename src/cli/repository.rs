@@ -4,12 +4,13 @@
 //! user's data folder. Nothing is sent and no prompt is shown until asked. It does not know what is
 //! in a kloset.
 
-use crate::store::{S3Options, Store, StoreLocation};
+use crate::store::{Rates, S3Options, Store, StoreLocation};
 
 use super::args::Global;
 use super::config::{Config, RepositoryEntry};
 use super::exit::CliError;
 use super::secret::{Ask, Found, Places, Unlock};
+use super::size::parse_rate;
 
 /// A repository that was named, with all that the config says about it.
 #[derive(Clone, Debug)]
@@ -85,6 +86,7 @@ impl ResolvedRepository {
                 tracing::debug!("keys from {}", keys_from.join(", "));
             }
         }
+        s3.rates = rates(global, entry.as_ref())?;
         let name = entry.as_ref().map(|entry| entry.name.clone());
         Ok(ResolvedRepository { name, location, s3, entry })
     }
@@ -121,6 +123,16 @@ impl ResolvedRepository {
             None => error,
         }
     }
+}
+
+/// The limits of the command line, else those of the config.
+fn rates(global: &Global, entry: Option<&RepositoryEntry>) -> Result<Rates, CliError> {
+    let of = |flag: Option<u64>, key: &str| match entry.and_then(|entry| Some((entry, entry.text(key)?))) {
+        Some((entry, text)) if flag.is_none() => parse_rate(text).map(Some).map_err(|what| entry.wrong(key, &what)),
+        _ => Ok(flag),
+    };
+    let (up, down) = (global.args.limit_upload, global.args.limit_download);
+    Ok(Rates { up: of(up, "limit_upload")?, down: of(down, "limit_download")? })
 }
 
 fn follow_entry(s3: &mut S3Options, entry: &RepositoryEntry) -> Result<(), CliError> {

@@ -1,6 +1,6 @@
 //! What systemd is told by a service of `Type=notify`: ready, alive, ending.
 //!
-//! Promises that "alive" is said only after the mount was asked through the kernel and has answered; the question needs
+//! Of a mount it promises that "alive" is said only after the mount was asked through the kernel and has answered; the question needs
 //! no store. It is asked by a process of its own: a thread of the program that serves the mount, once it waits for a
 //! mount that does not answer, could not be ended, not even by systemd. Who does not listen misses nothing. See
 //! sd_notify(3) and sd_watchdog_enabled(3).
@@ -54,12 +54,12 @@ impl Systemd {
         Systemd { socket: env.text("NOTIFY_SOCKET").map(str::to_owned), watchdog }
     }
 
-    /// Says that the mount can be used, and by which process.
+    /// Says that the mount can be used or the work begins, and by which process.
     pub(crate) fn ready(&self) {
         self.tell(&format!("READY=1\nMAINPID={}\n", std::process::id()));
     }
 
-    /// Says that the mount is ending.
+    /// Says that the end has begun.
     pub(crate) fn stopping(&self) {
         self.tell("STOPPING=1\n");
     }
@@ -77,7 +77,13 @@ impl Systemd {
         }
     }
 
-    fn tell(&self, message: &str) {
+    /// How often to tell it how far the work is: four times in what the watchdog waits; `None` where nobody listens.
+    pub(super) fn every(&self, at_least: Duration) -> Option<Duration> {
+        self.socket.as_ref()?;
+        Some(self.watchdog.map_or(at_least, |watchdog| at_least.min(watchdog / 4)))
+    }
+
+    pub(super) fn tell(&self, message: &str) {
         let Some(path) = &self.socket else { return };
         let Ok(socket) = UnixDatagram::unbound() else { return };
         let address = match path.strip_prefix('@') {

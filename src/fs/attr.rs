@@ -105,6 +105,12 @@ impl Attr {
         // Of a directory, one link means that its number of folders is not known.
         Self { number, kind, mode, links: 1, uid, gid, bytes, blocks, mtime: time, ctime: time, device: 0 }
     }
+
+    /// Returns them as those of a file that everybody who gets there may read.
+    #[must_use]
+    pub fn as_file(self, bytes: u64) -> Self {
+        Self { kind: Kind::File, mode: 0o444, bytes, blocks: bytes.div_ceil(BLOCK_BYTES), ..self }
+    }
 }
 
 /// Returns a device number as the kernel's `new_encode_dev` makes it: 12 bits of major, 20 of minor.

@@ -21,6 +21,7 @@ mod hash;
 pub mod history;
 pub mod holders;
 pub mod inodes;
+mod lacks;
 pub mod listing;
 pub mod mount;
 pub mod mountinfo;

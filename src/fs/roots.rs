@@ -7,11 +7,12 @@
 //! tags/TAG/...               the same
 //! ids/3f2a91c0               -> ../snapshots/2026-11-22_13-58-00
 //! incomplete/2026-11-22_13-58-00   -> ../snapshots/2026-11-22_13-58-00, where something could not be read
+//! incomplete/2026-11-22_13-58-00.txt   what that was
 //! versions/                  every path of every snapshot; what is in it is made elsewhere
 //! .kloset/status.json        what the mount has done so far; not listed, so that no walk meets it
 //! ```
 //!
-//! Each snapshot is one folder at one place, and everything but `versions/` are links to it. `snapshots/` and `ids/` need
+//! Each snapshot is one folder at one place, and everything but `versions/` and the lists are links to it. `snapshots/` and `ids/` need
 //! the listing only; `hosts/`, `tags/` and `incomplete/` open every manifest, when they are looked into. How fresh the
 //! listing is is decided in [`super::listing`]. It knows nothing of what is in a snapshot.
 
@@ -19,12 +20,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::errno::FsError;
 use super::filter::Wanted;
 use super::hash;
+use super::lacks;
 use super::listing::{Listing, Need};
 use super::names::{Names, escape};
 use super::paths::PATH_BIT;
@@ -65,6 +68,8 @@ pub enum What {
     Link(Arc<str>, i64),
     /// A snapshot's root.
     Snapshot(SnapshotName),
+    /// The list of what a snapshot lacks, and how long it is.
+    Lacks(SnapshotName, u64),
     /// `.kloset/`.
     Control,
     /// `.kloset/status.json`.
@@ -101,6 +106,8 @@ pub struct Opened {
     pub tree: TreeRef,
     /// Whether something could not be read when it was made.
     pub incomplete: bool,
+    /// Length of the list of that.
+    lacks_bytes: u64,
     /// Bytes and number of its files.
     pub totals: (u64, u64),
     host: Arc<str>,
@@ -140,6 +147,8 @@ struct State {
     totals: (u64, u64),
     /// Snapshots opened so far that lack something.
     incomplete: BTreeSet<SnapshotName>,
+    /// The list that was read last.
+    lacks: Option<(SnapshotName, Bytes)>,
 }
 
 impl Roots {
@@ -167,6 +176,7 @@ impl Roots {
             by_number: HashMap::from([(TOP, 0)]),
             totals: (0, 0),
             incomplete: BTreeSet::new(),
+            lacks: None,
         };
         let opened = Cache::new(OPENED_BYTES_MAX);
         Ok(Self(Arc::new(Inner { repo, listing, opened, state: Mutex::new(state) })))
@@ -242,6 +252,7 @@ impl Roots {
             Ok(Opened {
                 tree: manifest.root.into(),
                 incomplete: manifest.incomplete,
+                lacks_bytes: lacks::list(&manifest).len() as u64,
                 totals: (manifest.summary.bytes, manifest.summary.files),
                 host: escape(&manifest.host).into(),
                 tags: manifest.tags.iter().map(|tag| escape(tag).into()).collect(),
@@ -331,11 +342,16 @@ impl Roots {
             What::Host(host) => links(names, self.hosts(names).await?.get(host)),
             What::Tag(tag) => links(names, self.tags(names).await?.get(tag)),
             What::Incomplete => {
-                let incomplete = self.incomplete(names).await?;
-                incomplete.into_iter().map(|at| (names.times[at].clone(), link("../snapshots", names, at))).collect()
+                let mut children = Vec::new();
+                for (at, bytes) in self.incomplete(names).await? {
+                    let time = &names.times[at];
+                    children.push((time.clone(), link("../snapshots", names, at)));
+                    children.push((format!("{time}{}", lacks::ENDING), What::Lacks(names.snapshots[at], bytes)));
+                }
+                children
             }
             What::Control | What::Versions => Vec::new(),
-            What::Link(..) | What::Snapshot(_) | What::Status => return Err(FsError::NotDirectory),
+            What::Link(..) | What::Snapshot(_) | What::Lacks(..) | What::Status => return Err(FsError::NotDirectory),
         })
     }
 
@@ -347,10 +363,28 @@ impl Roots {
         self.grouped(names, |opened| opened.tags.clone()).await
     }
 
-    /// Returns the snapshots that lack something.
-    async fn incomplete(&self, names: &Names) -> Result<Vec<usize>, FsError> {
-        let groups = self.grouped(names, |opened| opened.incomplete.then(|| Arc::from("")).into_iter().collect());
-        Ok(groups.await?.into_values().flatten().collect())
+    /// Returns the snapshots that lack something, each with the length of its list.
+    async fn incomplete(&self, names: &Names) -> Result<BTreeMap<usize, u64>, FsError> {
+        fn length(opened: &Opened) -> Vec<Arc<str>> {
+            opened.incomplete.then(|| opened.lacks_bytes.to_string().into()).into_iter().collect()
+        }
+        let groups = self.grouped(names, length).await?;
+        let lengths = groups.into_iter().map(|(bytes, group)| (bytes.parse().unwrap_or(0), group));
+        Ok(lengths.flat_map(|(bytes, group)| group.into_iter().map(move |at| (at, bytes))).collect())
+    }
+
+    /// Returns the list of what a snapshot lacks; the last one is kept, since it is read in pieces.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn lacks(&self, name: SnapshotName) -> Result<Bytes, RepoError> {
+        let kept = self.lock().lacks.clone();
+        if let Some((_, list)) = kept.filter(|kept| kept.0 == name) {
+            return Ok(list);
+        }
+        let list = lacks::list(&self.0.repo.manifest(name).await?);
+        self.lock().lacks = Some((name, list.clone()));
+        Ok(list)
     }
 
     /// Opens every manifest and groups the snapshots by what is in it.
@@ -416,6 +450,7 @@ impl Roots {
         for root in &self.lock().roots {
             let holds = match &root.what {
                 What::Snapshot(name) => root.number == TOP || new.position(*name).is_some(),
+                What::Lacks(name, _) => new.position(*name).is_some(),
                 What::Link(target, _) => {
                     let end = target.rsplit('/').next().unwrap_or_default();
                     &*root.name != "latest" && new.by_time(end).is_some()
@@ -473,7 +508,7 @@ fn number(folder: u64, name: &str, what: &What) -> u64 {
         What::Link(target, _) => {
             hash.update(b"\0").update(target.as_bytes());
         }
-        What::Snapshot(name) => {
+        What::Snapshot(name) | What::Lacks(name, _) => {
             hash.update(b"\0").update(name.id.as_bytes());
         }
         _ => {}

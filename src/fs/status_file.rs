@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 
-use super::attr::{Attr, Kind};
+use super::attr::Attr;
 use crate::repo::tree::Time;
 
 /// The length of a text is a multiple of this.
@@ -44,7 +44,7 @@ impl StatusFile {
         };
         let attr = of_root(unix_ms);
         let mtime = Time { nanos: attr.mtime.nanos + nanos, ..attr.mtime };
-        Attr { kind: Kind::File, mode: 0o444, bytes, blocks: bytes.div_ceil(512), mtime, ctime: mtime, ..attr }
+        Attr { mtime, ctime: mtime, ..attr.as_file(bytes) }
     }
 
     /// Reads a part of it.

@@ -262,7 +262,7 @@ impl View {
                     Ok(Folder::Stored(Directory { number, parent: root.parent, snapshot: root.sequence, tree }))
                 }
                 What::Versions => Ok(Folder::Path(PathFolder { number, parent: root.parent, path: Vec::new() })),
-                What::Link(..) | What::Status => Err(FsError::NotDirectory),
+                What::Link(..) | What::Lacks(..) | What::Status => Err(FsError::NotDirectory),
                 _ => Ok(Folder::Root(root)),
             },
             Inode::Path(PathPlace { parent, path }) => Ok(Folder::Path(PathFolder { number, parent, path })),
@@ -333,6 +333,10 @@ impl View {
             What::Status => {
                 let of_root = |unix_ms| self.owned(Attr::of_root(root.number, None, unix_ms, self.0.options.owner));
                 return self.0.status_file.attr(of_root);
+            }
+            What::Lacks(name, bytes) => {
+                let attr = Attr::of_root(root.number, None, name.unix_ms, self.0.options.owner);
+                return self.owned(attr.as_file(*bytes));
             }
             _ => (None, self.0.roots.newest_unix_ms()),
         };

@@ -2,7 +2,7 @@
 //!
 //! One set is shared by all clones of a store. It does not know prices.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// What a store was asked for since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,20 +19,36 @@ pub struct StoreCounts {
     pub bytes_up: u64,
     /// Bytes of content received.
     pub bytes_down: u64,
+    /// Bytes that moved so far, repeated ones and those of objects under way too: what shows that something goes on.
+    pub bytes_passed: u64,
     /// HTTP requests, pages and repeated ones included; zero for folders.
     pub http_requests: u64,
     /// Those of them that failed so that they are sent again, as long as there is time.
     pub http_retries: u64,
 }
 
+impl StoreCounts {
+    /// Requests over the network, or what a folder was asked.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        match self.http_requests {
+            0 => self.puts + self.gets + self.lists + self.deletes,
+            requests => requests,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// What the store's clock said in its last answer, zero before the first.
+    date_unix_ms: AtomicI64,
     puts: AtomicU64,
     gets: AtomicU64,
     lists: AtomicU64,
     deletes: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
+    bytes_passed: AtomicU64,
     http_requests: AtomicU64,
     http_retries: AtomicU64,
 }
@@ -51,6 +67,10 @@ impl Counters {
         self.bytes_down.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    pub(crate) fn passed(&self, bytes: usize) {
+        self.bytes_passed.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn list(&self) {
         self.lists.fetch_add(1, Ordering::Relaxed);
     }
@@ -61,6 +81,14 @@ impl Counters {
 
     pub(crate) fn http_request(&self) {
         self.http_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dated(&self, unix_ms: i64) {
+        self.date_unix_ms.store(unix_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn date_unix_ms(&self) -> Option<i64> {
+        Some(self.date_unix_ms.load(Ordering::Relaxed)).filter(|unix_ms| *unix_ms > 0)
     }
 
     pub(crate) fn http_retry(&self) {
@@ -76,6 +104,7 @@ impl Counters {
             deletes: of(&self.deletes),
             bytes_up: of(&self.bytes_up),
             bytes_down: of(&self.bytes_down),
+            bytes_passed: of(&self.bytes_passed),
             http_requests: of(&self.http_requests),
             http_retries: of(&self.http_retries),
         }

@@ -19,6 +19,8 @@ use object_store::client::{
 
 use super::answer::{chain_text, is_tls_to_plain};
 use super::counts::Counters;
+use super::limit::Limit;
+use super::paced::{Paced, PacedOptions};
 
 /// Makes the clients and counts what they send.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(crate) struct Connector {
     pub(crate) stall_timeout: Duration,
     /// Counts every request that is sent, repeated ones as well.
     pub(crate) counters: Arc<Counters>,
+    /// The limit of uploads, and how their client is to be.
+    pub(crate) paced: Option<(Arc<Limit>, PacedOptions)>,
 }
 
 /// A store that has not answered once is not worth minutes: a wrong port shows after about a second.
@@ -39,11 +43,20 @@ impl HttpConnector for Connector {
         Ok(HttpClient::new(Service {
             reads: Mutex::new(reads),
             read_options,
-            writes: ReqwestConnector::default().connect(options)?,
+            writes: self.writes(options)?,
             counters: self.counters.clone(),
             answered: AtomicBool::new(false),
             failed_connects: AtomicU32::new(0),
         }))
+    }
+}
+
+impl Connector {
+    fn writes(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let Some((limit, paced)) = &self.paced else { return ReqwestConnector::default().connect(options) };
+        let client = Paced::new(paced, limit.clone(), self.counters.clone());
+        let failed = |error: reqwest::Error| object_store::Error::Generic { store: "S3", source: error.into() };
+        client.map(HttpClient::new).map_err(failed)
     }
 }
 
@@ -78,6 +91,7 @@ impl HttpService for Service {
             let outcome = match client.execute(request).await {
                 Ok(response) => {
                     self.answered.store(true, Ordering::Relaxed);
+                    date(&response).into_iter().for_each(|unix_ms| self.counters.dated(unix_ms));
                     Ok(correct_answer(response))
                 }
                 Err(error) => {
@@ -136,6 +150,17 @@ fn is_repeated(outcome: &Result<HttpResponse, HttpError>) -> bool {
     }
 }
 
+/// Returns what the store's clock says, by which its objects are dated.
+fn date(response: &HttpResponse) -> Option<i64> {
+    parse_date(response.headers().get("date")?.to_str().ok()?)
+}
+
+/// Milliseconds since 1970 of a time in a header.
+fn parse_date(text: &str) -> Option<i64> {
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(date.as_millisecond())
+}
+
 /// Replaces two statuses on which `object_store` does the wrong thing.
 fn correct_answer(mut response: HttpResponse) -> HttpResponse {
     const METHOD_NOT_ALLOWED: u16 = 405;
@@ -163,5 +188,18 @@ fn correct_answer(mut response: HttpResponse) -> HttpResponse {
 fn set_status(response: &mut HttpResponse, status: u16) {
     if let Ok(status) = status.try_into() {
         *response.status_mut() = status;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_of_an_answer_is_understood_or_passed_over() {
+        assert_eq!(parse_date("Sun, 22 Nov 2026 13:58:01 GMT"), Some(1_795_355_881_000));
+        for wrong in ["", "now", "2026-11-22T13:58:01Z", "Sun, 22 Nov 2026 13:58:61 GMT"] {
+            assert_eq!(parse_date(wrong), None, "{wrong}");
+        }
     }
 }

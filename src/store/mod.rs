@@ -11,7 +11,9 @@ mod counts;
 mod error;
 mod folder;
 mod http;
+mod limit;
 mod location;
+mod paced;
 mod s3;
 mod secret;
 
@@ -26,10 +28,12 @@ use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectS
 
 use answer::{classify, is_range_refusal, refuses_condition};
 use counts::Counters;
+use limit::Limits;
 
 pub use cache::{CacheKey, CacheOptions, DiskCache, DiskCacheCounts};
 pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};
+pub use limit::{RATE_MIN, Rates};
 pub use location::{LocationError, StoreLocation};
 pub use s3::{AMBIENT_VARIABLES, Addressing, S3Options};
 pub use secret::Secret;
@@ -46,6 +50,9 @@ pub struct Store {
     cache: Option<DiskCache>,
     /// Puts are said to be done and are not.
     is_dry: bool,
+    limits: Limits,
+    /// Objects are put whole, so that what is put has to wait here.
+    puts_whole: bool,
 }
 
 /// One line of a listing.
@@ -66,21 +73,24 @@ impl Store {
     }
 
     fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
-        Store { inner, description, counters, plain_puts: Arc::default(), cache: None, is_dry: false }
+        let (plain_puts, limits) = (Arc::default(), Limits::default());
+        Store { inner, description, counters, plain_puts, cache: None, is_dry: false, limits, puts_whole: false }
     }
 
     /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
     pub fn open(location: &StoreLocation, options: &S3Options) -> Result<Store, StoreError> {
         let description: Arc<str> = location.to_string().into();
         let counters: Arc<Counters> = Arc::default();
+        let limits = Limits::new(options.rates);
         let inner = match location {
             StoreLocation::Folder(folder) => folder::open(folder, &description)?,
             StoreLocation::S3 { host, port, bucket, prefix } => {
                 let at = s3::Bucket { host, port: *port, bucket, prefix };
-                s3::open(&at, options, &description, &counters)?
+                s3::open(&at, options, &description, &counters, &limits)?
             }
         };
-        Ok(Store::with_counters(inner, description, counters))
+        let puts_whole = matches!(location, StoreLocation::Folder(_));
+        Ok(Store { limits, puts_whole, ..Store::with_counters(inner, description, counters) })
     }
 
     /// Opens a store to create a kloset in it: a missing folder is made, readable by its owner only.
@@ -102,6 +112,11 @@ impl Store {
         &self.description
     }
 
+    /// What the store's own clock said in its last answer, to the second; `None` for folders, which have none of their own.
+    pub fn date_unix_ms(&self) -> Option<i64> {
+        self.counters.date_unix_ms()
+    }
+
     /// What was asked of this store and its clones so far.
     pub fn counts(&self) -> StoreCounts {
         self.counters.read()
@@ -117,6 +132,10 @@ impl Store {
         let path = self.path("writing", name)?;
         if self.is_dry {
             return Ok(());
+        }
+        let _slot = limit::slot(&self.limits.up).await;
+        if self.puts_whole {
+            limit::pass(&self.limits.up, content.len()).await;
         }
         self.counters.put(content.len());
         for _ in 0..ATTEMPTS_MAX {
@@ -156,6 +175,7 @@ impl Store {
     /// Reads a whole object from the store itself.
     async fn fetch(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
         let path = self.path("reading", name)?;
+        let _slot = limit::slot(&self.limits.down).await;
         self.counters.get();
         let result = self.inner.get_opts(&path, GetOptions::default()).await;
         let result = result.map_err(|error| classify(self.place("reading", name), error))?;
@@ -182,6 +202,7 @@ impl Store {
         if range.start >= range.end {
             return Ok(Bytes::new());
         }
+        let _slot = limit::slot(&self.limits.down).await;
         self.counters.get();
         let options = GetOptions::new().with_range(Some(range.clone()));
         match self.inner.get_opts(&path, options).await {
@@ -243,14 +264,17 @@ impl Store {
         if matches!(result.payload, GetResultPayload::File(..)) && length <= bytes_max {
             // One read: as a stream a file comes 8 KiB at a time, each by a thread of its own.
             let content = result.bytes().await.map_err(failed)?;
+            self.arrived(content.len()).await;
             self.counters.received(content.len());
             return Ok(content);
         }
         let expected = usize::try_from(length).unwrap_or(0);
         let mut stream = result.into_stream();
         let first = stream.try_next().await.map_err(failed)?.unwrap_or_default();
+        self.arrived(first.len()).await;
         let mut rest = BytesMut::new();
         while let Some(part) = stream.try_next().await.map_err(failed)? {
+            self.arrived(part.len()).await;
             if rest.is_empty() {
                 rest.reserve(expected);
                 rest.extend_from_slice(&first);
@@ -266,6 +290,12 @@ impl Store {
         }
         self.counters.received(content.len());
         Ok(content)
+    }
+
+    /// Counts a part of an answer; waits until the next one may be taken.
+    async fn arrived(&self, bytes: usize) {
+        self.counters.passed(bytes);
+        limit::pass(&self.limits.down, bytes).await;
     }
 
     fn path(&self, operation: &'static str, name: &str) -> Result<Path, StoreError> {

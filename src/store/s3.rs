@@ -14,7 +14,9 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use super::counts::Counters;
 use super::error::StoreError;
 use super::http::Connector;
+use super::limit::{Limit, Limits, Rates};
 use super::location::authority;
+use super::paced::PacedOptions;
 use super::secret::Secret;
 
 /// How the bucket is named in a URL.
@@ -75,6 +77,8 @@ pub struct S3Options {
     pub request_timeout: Duration,
     /// Longest silence within an answer.
     pub stall_timeout: Duration,
+    /// How fast content may go, to and from folders as well.
+    pub rates: Rates,
 }
 
 impl Default for S3Options {
@@ -96,6 +100,7 @@ impl Default for S3Options {
             request_timeout: Duration::from_secs(300),
             // A third of what a mount waits: a dead connection leaves time for two others.
             stall_timeout: Duration::from_secs(20),
+            rates: Rates::default(),
         }
     }
 }
@@ -112,6 +117,10 @@ pub const AMBIENT_VARIABLES: [&str; 8] = [
     "AWS_METADATA_ENDPOINT",
 ];
 
+/// No object that passes often is longer than a pack.
+const OBJECT_BYTES: u64 = 16 << 20;
+/// What comes of an answer at once is shorter.
+const PART_BYTES: u64 = 1 << 20;
 /// Connections kept open longer than this are closed by most servers first.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 
@@ -128,7 +137,9 @@ pub(crate) fn open(
     options: &S3Options,
     store: &Arc<str>,
     counters: &Arc<Counters>,
+    limits: &Limits,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let options = &patient(options, limits);
     let failed = |detail: String| StoreError::Misconfigured { store: store.clone(), detail };
     let builder = AmazonS3Builder::new()
         .with_bucket_name(at.bucket)
@@ -138,7 +149,7 @@ pub(crate) fn open(
         .with_disable_bulk_delete(true)
         .with_retry(retry(options))
         .with_client_options(client(options))
-        .with_http_connector(Connector { stall_timeout: options.stall_timeout, counters: counters.clone() });
+        .with_http_connector(connector(options, counters, limits));
     let builder = with_endpoint(builder, at, options);
     let builder = with_credentials(builder, at.host, options).map_err(failed)?;
     let s3 = builder.build().map_err(|error| failed(error.to_string()))?;
@@ -147,6 +158,28 @@ pub(crate) fn open(
     }
     let prefix = object_store::path::Path::parse(at.prefix).map_err(|error| failed(error.to_string()))?;
     Ok(Arc::new(PrefixStore::new(s3, prefix)))
+}
+
+/// What passes slowly because it is limited must not be taken for what hangs.
+fn patient(options: &S3Options, limits: &Limits) -> S3Options {
+    let delay = |limit: &Option<Arc<Limit>>, bytes| limit.as_ref().map_or(Duration::ZERO, |limit| limit.delay(bytes));
+    let (up, down) = (delay(&limits.up, OBJECT_BYTES), delay(&limits.down, OBJECT_BYTES));
+    S3Options {
+        request_timeout: options.request_timeout + up.max(down),
+        stall_timeout: options.stall_timeout + delay(&limits.down, PART_BYTES),
+        ..options.clone()
+    }
+}
+
+fn connector(options: &S3Options, counters: &Arc<Counters>, limits: &Limits) -> Connector {
+    let paced = PacedOptions {
+        use_tls: options.use_tls,
+        connect_timeout: options.connect_timeout,
+        request_timeout: options.request_timeout,
+        pool_idle: POOL_IDLE,
+    };
+    let paced = limits.up.clone().map(|limit| (limit, paced));
+    Connector { stall_timeout: options.stall_timeout, counters: counters.clone(), paced }
 }
 
 fn with_endpoint(builder: AmazonS3Builder, at: &Bucket<'_>, options: &S3Options) -> AmazonS3Builder {
@@ -302,7 +335,7 @@ mod tests {
     fn refusal(options: &S3Options) -> String {
         let at = Bucket { host: "localhost", port: Some(9000), bucket: "b", prefix: "" };
         let store = "s3://localhost:9000/b".into();
-        open(&at, options, &store, &Arc::default()).unwrap_err().to_string()
+        open(&at, options, &store, &Arc::default(), &Limits::default()).unwrap_err().to_string()
     }
 
     #[test]

@@ -343,6 +343,8 @@ fn unreadable_files_end_with_3_and_the_snapshot_says_what_it_lacks() {
     assert!(told.contains("secret") && told.contains("closed") && !told.contains("readable"), "{told}");
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&summary["incomplete"], &summary["errors"]), (&true.into(), &2.into()));
+    let listed: Vec<_> = summary["error_list"].as_array().unwrap().iter().map(|error| &error["item"]).collect();
+    assert_eq!(listed, [source.at("closed").to_str().unwrap(), source.at("secret").to_str().unwrap()]);
 
     let secret = kloset_mount::repo::keyslot::SlotSecret::parse_key_file(&"ab".repeat(32)).unwrap();
     let folder = object_store::local::LocalFileSystem::new_with_prefix(home.at("kloset")).unwrap();

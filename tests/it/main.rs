@@ -36,5 +36,6 @@ mod sources;
 mod store;
 mod support;
 mod tidy;
+mod unattended;
 mod versions;
 mod view;

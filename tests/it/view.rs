@@ -21,7 +21,8 @@ fn source() -> tempfile::TempDir {
 /// The root holds `latest`, a link to the newest snapshot, and six folders. `snapshots/` has one folder a snapshot,
 /// named by its time in UTC without colons: `2026-11-22_13-58-00`. `hosts/HOST/`, `tags/TAG/` and `ids/` hold links to
 /// them, and each host and tag has a `latest` of its own. `incomplete/` holds links to the snapshots that lack something,
-/// because it could not be read when they were made.
+/// because it could not be read when they were made, and beside each a text with the paths and the reasons, one a line:
+/// `2026-11-22_13-58-00.txt`.
 #[test]
 fn names_lead_to_snapshots() {
     let (kloset, folder) = (Kloset::new(), tempfile::tempdir().unwrap());
@@ -51,7 +52,13 @@ fn names_lead_to_snapshots() {
     assert_eq!(looked.names("incomplete"), Vec::<String>::new());
     kloset.lacking(&second);
     let looked = kloset.look();
-    assert_eq!(looked.names("incomplete"), ["2026-11-22_14-01-00"]);
+    assert_eq!(looked.names("incomplete"), ["2026-11-22_14-01-00", "2026-11-22_14-01-00.txt"]);
+    let list = looked.find("incomplete/2026-11-22_14-01-00.txt").unwrap();
+    let expected = "/etc/a\\nb: Permission denied\n2 more, which the snapshot does not name\n";
+    assert_eq!((list.kind, list.mode, list.bytes), (Kind::File, 0o444, expected.len() as u64));
+    assert_eq!(looked.read_all(list.number, list.bytes).unwrap(), expected.as_bytes());
+    assert_eq!(looked.run(looked.view.read(list.number, 5, 3)).unwrap(), &expected[5..8]);
+    assert!(looked.run(looked.view.read(list.number, list.bytes, 9)).unwrap().is_empty());
     let link = looked.find("incomplete/2026-11-22_14-01-00").unwrap();
     assert_eq!(looked.run(looked.view.readlink(link.number)).unwrap(), b"../snapshots/2026-11-22_14-01-00");
     let lacking = looked.find("snapshots/2026-11-22_14-01-00").unwrap().number;

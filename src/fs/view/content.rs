@@ -27,6 +27,11 @@ impl View {
             Inode::Root(Root { what: What::Status, .. }) => {
                 return Ok(self.0.status_file.read(offset, size));
             }
+            Inode::Root(Root { what: What::Lacks(name, _), .. }) => {
+                let list = self.0.roots.lacks(name).await?;
+                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(list.len());
+                return Ok(list.slice(at(offset)..at(offset.saturating_add(u64::from(size)))));
+            }
             Inode::Root(_) | Inode::Path(_) => return Err(FsError::IsDirectory),
         };
         let file = at.file()?;

@@ -17,7 +17,7 @@ use kloset_mount::monitor::Monitor;
 use kloset_mount::repo::id::SnapshotId;
 use kloset_mount::repo::keyslot::SlotSecret;
 use kloset_mount::repo::layout::SnapshotName;
-use kloset_mount::repo::snapshot::Manifest;
+use kloset_mount::repo::snapshot::{ByteText, Manifest, SourceError};
 use kloset_mount::repo::writer::{Writer, WriterOptions};
 use kloset_mount::repo::{CreateOptions, Repo};
 use kloset_mount::store::Store;
@@ -138,7 +138,9 @@ impl Kloset {
         self.pass(60);
         let env = &self.repo.env;
         let name = SnapshotName { unix_ms: env.clock.unix_ms(), id: SnapshotId(env.entropy.bytes()) };
-        let manifest = Manifest { id: name.id, incomplete: true, errors_total: 1, ..report.manifest.clone() };
+        let error = SourceError { path: ByteText(b"/etc/a\nb".to_vec()), message: "Permission denied".to_owned() };
+        let (id, errors) = (name.id, vec![error]);
+        let manifest = Manifest { id, incomplete: true, errors, errors_total: 3, ..report.manifest.clone() };
         let mut writer = Writer::new(&self.repo, self.runtime.handle().clone(), WriterOptions::default());
         writer.commit(name, &manifest).unwrap();
         name
