@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::args::Global;
 use super::backup_report;
 use super::cache::CacheArgs;
+use super::env::Place;
 use super::excludes::{self, ExcludeArgs};
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
@@ -18,6 +20,10 @@ use super::signals;
 use super::sources::SourceArgs;
 use crate::backup::{BackupError, BackupOptions, backup};
 use crate::monitor::Monitor;
+
+/// Where is noted which files a backup has read.
+const JOURNALS: Place =
+    Place { systemd: "STATE_DIRECTORY", xdg: ("XDG_STATE_HOME", ".local/state"), of_root: "/var/lib/kloset-mount" };
 
 /// Backs up files and folders into a new snapshot.
 ///
@@ -55,6 +61,10 @@ pub(crate) struct BackupArgs {
     /// Stores nothing and tells what would be stored.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+    /// Longest time until what is stored is noted in the kloset, where a backup that is killed goes on [default: 60,
+    /// more in a long backup].
+    #[arg(long, value_name = "SECONDS")]
+    pub checkpoint: Option<u32>,
     #[command(flatten)]
     pub cache: CacheArgs,
 }
@@ -74,11 +84,11 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = signals::watch(&monitor, progress.state())?;
     let report = backup(&kloset.repo, kloset.runtime.handle(), &options, &monitor);
-    signals.close();
+    let stopped = if signals.close() { Exit::Checkpoint } else { Exit::Interrupted };
     progress.finish();
     backup_report::tell_troubles(&monitor, out);
     let report = match report {
-        Err(BackupError::Stopped) => return Err(CliError::new(Exit::Interrupted, BackupError::Stopped.to_string())),
+        Err(BackupError::Stopped) => return Err(CliError::new(stopped, BackupError::Stopped.to_string())),
         Err(BackupError::Repo(error)) => return Err(kloset.resolved.explain(error.into())),
         Err(error @ BackupError::Stream(_)) => return Err(CliError::failed(error.to_string())),
         Err(error) => return Err(CliError::usage(error.to_string())),
@@ -92,6 +102,7 @@ fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<Bac
     let uname = rustix::system::uname();
     let host = args.host.unwrap_or_else(|| uname.nodename().to_string_lossy().into_owned());
     let user = uzers::get_current_username().or_else(|| global.env.path("USER").map(Into::into));
+    let journals = global.env.our_folder(&JOURNALS, rustix::process::geteuid().is_root());
     let options = BackupOptions {
         excludes: args.excludes.excludes()?,
         one_file_system: args.one_file_system,
@@ -105,6 +116,8 @@ fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<Bac
         time_unix_ms: args.time,
         skip_if_unchanged: args.skip_if_unchanged,
         dry_run: args.dry_run,
+        journal_folder: journals.map(|folder| folder.join("journals")),
+        list_every: args.checkpoint.map(|seconds| Duration::from_secs(seconds.into())),
         ..BackupOptions::default()
     };
     args.sources.into_options(options)
