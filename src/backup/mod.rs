@@ -339,6 +339,7 @@ impl<'a> Taker<'a> {
         for batch in batches {
             self.take(batch)?;
         }
+        self.journal.end();
         Ok(())
     }
 
