@@ -6,10 +6,12 @@
 //! It knows the kloset only through [`crate::repo`], and neither terminal nor environment.
 
 mod explain;
+mod journal;
 mod manifest;
 mod meta;
 mod parent;
 mod read;
+mod resume;
 mod rules;
 mod scan;
 mod select;
@@ -36,8 +38,10 @@ use crate::repo::snapshot::{ByteText, ERRORS_BYTES_MAX, ERRORS_MAX, Manifest, So
 use crate::repo::tree::{FileContent, Node, NodeKind, TreeRef};
 use crate::repo::writer::{Chunk, Writer, WriterOptions};
 use crate::repo::{Repo, RepoError};
+use journal::Record;
 use parent::Parent;
 use read::{Answer, FileRead, ReadContext, ReadJob};
+use resume::Journal;
 use scan::{SCANS_MAX, ScanJob};
 use select::Select;
 use targets::{Selection, Targets};
@@ -87,6 +91,10 @@ pub struct BackupOptions {
     pub dry_run: bool,
     /// A folder that is never entered: the kloset's own, if it is one.
     pub skip: Option<PathBuf>,
+    /// Where it is noted which files were read, for the case that the backup is interrupted; never entered, either.
+    pub journal_folder: Option<PathBuf>,
+    /// How long whole packs wait at most until an index run speaks of them; without, longer in a long backup.
+    pub list_every: Option<Duration>,
 }
 
 /// What became of a backup.
@@ -113,6 +121,8 @@ pub struct BackupReport {
     pub vanished: u64,
     /// Files that changed whenever they were read.
     pub changed: u64,
+    /// Files that an interrupted backup had read, and that were not read again.
+    pub resumed: u64,
     /// How long it took.
     pub duration: Duration,
 }
@@ -146,7 +156,7 @@ pub enum BackupError {
     )]
     Texts(usize),
     /// Somebody asked it to stop.
-    #[error("stopped: no snapshot was made; what was stored so far is used by the next backup")]
+    #[error("stopped: no snapshot was made; the next backup goes on from here")]
     Stopped,
 }
 
@@ -165,13 +175,15 @@ pub fn backup(
     let repo = &if options.dry_run { repo.without_puts() } else { repo.clone() };
     let begun_ms = repo.env.clock.unix_ms();
     let time_ms = options.time_unix_ms.unwrap_or(begun_ms);
-    let select = select(options)?;
     let targets = Targets::new(&options.paths, &options.listed, &options.streams)?;
     let name = SnapshotName { unix_ms: time_ms, id: SnapshotId(repo.env.entropy.bytes()) };
     let mut manifest = manifest::begin(options, &targets, name, monitor)?;
+    let mut journal = Journal::new(repo, options, &manifest.paths, begun_ms);
+    let select = select(options)?; // the journal's folder is there now and can be left out
     let parent =
         if options.force { None } else { runtime.block_on(manifest::find_parent(repo, options, &manifest.paths))? };
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions { verify_packs: parent.is_none() });
+    let finished = journal.take_over(&mut writer, options.force)?;
     parent.iter().for_each(|(_, parent)| monitor.expect(parent.summary.files, parent.summary.bytes));
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
 
@@ -184,12 +196,13 @@ pub fn backup(
         select,
         parent: Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() },
         root,
+        finished,
         monitor: monitor.clone(),
         batches,
         jobs,
         scans,
     };
-    let mut taker = Taker::new(&mut writer, root, monitor);
+    let mut taker = Taker::new(&mut writer, &mut journal, root, monitor);
     targets.missing.iter().for_each(|(path, error)| taker.lack(path, error.to_string()));
     let taken = take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker);
     let walked = match taken {
@@ -202,7 +215,7 @@ pub fn backup(
             return Err(error);
         }
     };
-    let Taker { trees, mut summary, errors, errors_total, incomplete, vanished, changed, .. } = taker;
+    let Taker { trees, mut summary, errors, errors_total, incomplete, vanished, changed, resumed, .. } = taker;
     walked.add_to(&mut summary);
     walked.packs.iter().for_each(|pack| writer.use_pack(*pack));
     let root = trees.finish(&mut writer)?;
@@ -215,22 +228,22 @@ pub fn backup(
     };
     manifest.parent = parent.map(|p| p.0.id);
     let counts = writer.counts();
-    manifest.root = root.into();
     manifest.summary = Summary {
         chunks_new: counts.chunks_new,
         bytes_new: counts.bytes_new,
         bytes_stored: counts.bytes_stored,
         ..summary
     };
-    manifest.index = writer.runs().to_vec();
+    (manifest.root, manifest.index) = (root.into(), writer.runs().to_vec());
     (manifest.incomplete, manifest.errors, manifest.errors_total) = (incomplete, errors, errors_total);
     let took_ms = repo.env.clock.unix_ms() - begun_ms;
     manifest.end = layout::timestamp(time_ms + took_ms).to_string();
     if outcome != Outcome::Unchanged {
         writer.commit(name, &manifest)?;
     }
+    journal.remove();
     let duration = Duration::from_millis(u64::try_from(took_ms).unwrap_or(0));
-    Ok(BackupReport { outcome, name, manifest, vanished, changed, duration })
+    Ok(BackupReport { outcome, name, manifest, vanished, changed, resumed, duration })
 }
 
 /// What the walk sends: steps to the taker, files to the readers, folders to those who scan ahead.
@@ -273,7 +286,8 @@ fn read_context(repo: &Repo, monitor: &Arc<Monitor>) -> ReadContext {
 
 fn select(options: &BackupOptions) -> Result<Select<'_>, RuleError> {
     let identity = |path: &PathBuf| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
-    Select::new(&options.excludes, options.one_file_system, options.skip.iter().filter_map(identity).collect())
+    let skip = options.skip.iter().chain(&options.journal_folder).filter_map(identity).collect();
+    Select::new(&options.excludes, options.one_file_system, skip)
 }
 
 /// What a snapshot says of a file that changed whenever it was read.
@@ -286,6 +300,7 @@ type ReadFiles = (std::vec::IntoIter<Result<FileRead, Errno>>, Vec<u8>);
 /// Takes the steps of the walk in order.
 struct Taker<'a> {
     writer: &'a mut Writer,
+    journal: &'a mut Journal,
     trees: TreeBuilder,
     monitor: &'a Monitor,
     /// Files with several names, by identity, from their first name on.
@@ -298,12 +313,14 @@ struct Taker<'a> {
     incomplete: bool,
     vanished: u64,
     changed: u64,
+    resumed: u64,
 }
 
 impl<'a> Taker<'a> {
-    fn new(writer: &'a mut Writer, root: Option<TreeRef>, monitor: &'a Monitor) -> Self {
+    fn new(writer: &'a mut Writer, journal: &'a mut Journal, root: Option<TreeRef>, monitor: &'a Monitor) -> Self {
         Self {
             writer,
+            journal,
             trees: TreeBuilder::new(root),
             monitor,
             links: HashMap::new(),
@@ -314,6 +331,7 @@ impl<'a> Taker<'a> {
             incomplete: false,
             vanished: 0,
             changed: 0,
+            resumed: 0,
         }
     }
 
@@ -321,6 +339,7 @@ impl<'a> Taker<'a> {
         for batch in batches {
             self.take(batch)?;
         }
+        self.journal.end();
         Ok(())
     }
 
@@ -351,7 +370,9 @@ impl<'a> Taker<'a> {
                     };
                     self.take_read(node, &path, known, read)?;
                 }
+                Step::Finished { node, known, record } => self.take_finished(node, known, *record)?,
             }
+            self.journal.list(self.writer)?;
         }
         Ok(())
     }
@@ -362,6 +383,7 @@ impl<'a> Taker<'a> {
             match answers.recv().map_err(|_| BackupError::Stopped)? {
                 Answer::Chunk(id, content) => {
                     self.writer.add(id, Chunk::Given(content))?;
+                    self.journal.list(self.writer)?;
                 }
                 answer => return Ok(answer),
             }
@@ -379,7 +401,8 @@ impl<'a> Taker<'a> {
         let identity = (node.identity.device, node.identity.inode);
         let read = match read {
             Ok(read) => read,
-            Err(Errno::INTR) if self.monitor.stopped() => return Err(BackupError::Stopped),
+            // What others read before it was stopped is still taken, so that nobody has to read it again.
+            Err(Errno::INTR) if self.monitor.stopped() => return Ok(()),
             Err(error) => {
                 if shared {
                     self.links.insert(identity, None);
@@ -398,6 +421,9 @@ impl<'a> Taker<'a> {
         for ((id, _), place) in read.chunks.iter().zip(&read.places) {
             self.writer.add(*id, Chunk::Lent(&buffer[place.clone()]))?;
         }
+        if !read.changed {
+            self.journal.note(path, &read);
+        }
         (node.mtime, node.ctime) = (meta::mtime(&read.stat), meta::ctime(&read.stat));
         let content = FileContent { bytes: read.bytes, holes: read.holes, ..FileContent::default() };
         self.summary.files_new += u64::from(!known);
@@ -406,6 +432,20 @@ impl<'a> Taker<'a> {
             self.links.insert(identity, Some((content.clone(), read.chunks.clone(), read.xattrs.clone())));
         }
         self.add_file(node, content, read.chunks, read.xattrs)
+    }
+
+    /// Takes a file that an earlier run read; its attributes are in the node.
+    fn take_finished(&mut self, mut node: Node, known: bool, record: Record) -> Result<(), BackupError> {
+        self.resumed += 1;
+        self.summary.files_new += u64::from(!known);
+        self.summary.files_changed += u64::from(known);
+        let content = FileContent { bytes: record.bytes, holes: record.holes, ..FileContent::default() };
+        let xattrs = std::mem::take(&mut node.xattrs);
+        if node.identity.links > 1 {
+            let linked = (content.clone(), record.chunks.clone(), xattrs.clone());
+            self.links.insert((node.identity.device, node.identity.inode), Some(linked));
+        }
+        self.add_file(node, content, record.chunks, xattrs)
     }
 
     fn take_stream(&mut self, node: Node, known: bool, read: FileRead) -> Result<(), BackupError> {
@@ -418,6 +458,7 @@ impl<'a> Taker<'a> {
     fn take_link(&mut self, node: Node, path: &[u8]) -> Result<(), BackupError> {
         match self.links.get(&(node.identity.device, node.identity.inode)).cloned() {
             Some(Some((content, chunks, xattrs))) => self.add_file(node, content, chunks, xattrs),
+            _ if self.monitor.stopped() => Ok(()),
             _ => {
                 self.note(path, Errno::IO); // its first name could not be read and said why
                 Ok(())

@@ -163,6 +163,9 @@ fn read_file(
     window: &mut Vec<u8>,
     keep: &mut Keep<'_>,
 ) -> Result<FileRead, Errno> {
+    if context.monitor.stopped() {
+        return Err(Errno::INTR); // what is begun is brought to its end, if that is near
+    }
     let mut read = read_once(context, task, window, keep)?;
     for _ in 0..AGAIN_MAX {
         if read.changed && read.bytes <= AGAIN_BYTES_MAX {
@@ -254,10 +257,13 @@ fn cut_file(
             }
         }
         context.monitor.pieces.fetch_add(1, Ordering::Relaxed);
-        let mut keep = |id: ChunkId, content: &[u8]| keep(id, content, read) && !context.monitor.stopped();
+        let mut keep = |id: ChunkId, content: &[u8]| keep(id, content, read);
         let at = context.cut_window(&window[..filled], ended, &mut keep).ok_or(Errno::INTR)?;
         if ended {
             return Ok(());
+        }
+        if context.monitor.stopped() {
+            return Err(Errno::INTR);
         }
         window.copy_within(at..filled, 0);
         filled -= at;

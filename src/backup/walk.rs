@@ -13,9 +13,11 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::journal::Record;
 use super::meta::{self, Owners, Xattrs};
 use super::parent::{self, Known, Parent, ParentDirectory};
 use super::read::{self, Answer, LARGE_FILE_BYTES, ReadContext, ReadJob, ReadTask};
+use super::resume::Finished;
 use super::scan::{self, SCANS_MAX, Scan, ScanJob, Scanned};
 use super::select::{Inside, Select};
 use super::stream::{self, Stream, StreamError};
@@ -48,6 +50,8 @@ pub(super) enum Step {
     Node(Node),
     /// A file that is being read: the next answer of the batch. Whether the parent snapshot had that name.
     Read { node: Node, path: Vec<u8>, known: bool },
+    /// A file that an interrupted backup had read, with its attributes. Whether the parent snapshot had that name.
+    Finished { node: Node, known: bool, record: Box<Record> },
     /// Another name of a file of this walk with several names.
     Link { node: Node, path: Vec<u8> },
     /// A stream that is being read, by the answers of the batch. Whether the parent snapshot had that name.
@@ -70,6 +74,8 @@ pub(super) struct Walk<'a> {
     pub(super) parent: Parent,
     /// The parent snapshot's root.
     pub(super) root: Option<TreeRef>,
+    /// What an interrupted backup had read.
+    pub(super) finished: Option<Finished>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) batches: Sender<Batch>,
     pub(super) jobs: Sender<ReadJob>,
@@ -97,6 +103,8 @@ struct Walker<'a> {
     steps: Vec<Step>,
     tasks: Vec<ReadTask>,
     bytes: u64,
+    /// What the records of finished files take in memory.
+    records_bytes: u64,
     folders: usize,
     path: Vec<u8>,
     /// Scans under way.
@@ -145,6 +153,7 @@ impl Walk<'_> {
             steps: Vec::new(),
             tasks: Vec::new(),
             bytes: 0,
+            records_bytes: 0,
             folders: 0,
             path: Vec::new(),
             scans: 0,
@@ -417,6 +426,10 @@ impl Walker<'_> {
         if stat.st_nlink > 1 && !self.links.insert((stat.st_dev, stat.st_ino)) {
             return self.step(Step::Link { node, path });
         }
+        let finished = self.walk.finished.as_mut().and_then(|finished| finished.find(&path, &stat));
+        if let Some(record) = finished {
+            return self.finished((folder, node), (known.as_ref(), &stat), record);
+        }
         let large = bytes >= LARGE_FILE_BYTES;
         if large {
             self.end_batch()?;
@@ -426,6 +439,20 @@ impl Walker<'_> {
         self.bytes += bytes;
         self.step(Step::Read { node, path, known: known.is_some() })?;
         if large { self.end_batch() } else { Ok(()) }
+    }
+
+    /// Takes a file over that an interrupted backup had read.
+    fn finished(
+        &mut self,
+        (folder, mut node): (&Folder, Node),
+        (known, stat): (Option<&Known>, &Stat),
+        record: Record,
+    ) -> Result<(), Stopped> {
+        let name = node.name.as_bytes();
+        node.xattrs = self.xattrs(known, stat, || meta::xattrs_of_entry(&*folder.fd, name))?;
+        self.walk.monitor.file(record.bytes);
+        self.records_bytes += record.weight();
+        self.step(Step::Finished { node, known: known.is_some(), record: Box::new(record) })
     }
 
     /// Returns an entry's attributes: the parent's if its inode has not changed, else what the system says.
@@ -468,7 +495,8 @@ impl Walker<'_> {
 
     fn push(&mut self, step: Step) -> Result<(), Stopped> {
         self.steps.push(step);
-        if self.bytes >= BATCH_BYTES || self.steps.len() >= BATCH_STEPS || self.folders >= BATCH_FOLDERS {
+        let bytes = self.bytes.max(self.records_bytes);
+        if bytes >= BATCH_BYTES || self.steps.len() >= BATCH_STEPS || self.folders >= BATCH_FOLDERS {
             return self.end_batch();
         }
         Ok(())
@@ -481,7 +509,7 @@ impl Walker<'_> {
         let large = self.tasks.len() == 1 && self.bytes >= LARGE_FILE_BYTES;
         let (sender, answers) = read::answers(large);
         let (steps, tasks) = (std::mem::take(&mut self.steps), std::mem::take(&mut self.tasks));
-        (self.bytes, self.folders) = (0, 0);
+        (self.bytes, self.records_bytes, self.folders) = (0, 0, 0);
         if !tasks.is_empty() {
             self.walk.jobs.send(ReadJob { tasks, large, answers: sender }).map_err(|_| Stopped(None))?;
         }

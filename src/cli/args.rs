@@ -28,7 +28,8 @@ Shorter and other word orders:
   kloset-mount at @NAME COMMAND ...             the same as `COMMAND -r @NAME ...`
 
 Exit codes: 0 done, 1 error, 2 usage, 3 done but some source files could not be read, 10 no kloset
-there, 12 wrong passphrase, 13 store unreachable or refused, 14 damaged data found, 15 stale, 130 interrupted.";
+there, 12 wrong passphrase, 13 store unreachable or refused, 14 damaged data found, 15 stale, 75 a backup was
+stopped by SIGTERM and goes on the next time, 130 interrupted.";
 
 /// Options that every command takes, before or after its name.
 #[derive(Clone, Debug, Default, Args)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -9,6 +10,7 @@ use super::alive::Alive;
 use super::args::Global;
 use super::backup_report;
 use super::cache::CacheArgs;
+use super::env::Place;
 use super::excludes::{self, ExcludeArgs};
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
@@ -23,6 +25,10 @@ use crate::backup::{BackupError, BackupOptions, BackupReport, backup};
 use crate::env::Clock;
 use crate::monitor::Monitor;
 use crate::store::StoreCounts;
+
+/// Where is noted which files a backup has read.
+const JOURNALS: Place =
+    Place { systemd: "STATE_DIRECTORY", xdg: ("XDG_STATE_HOME", ".local/state"), of_root: "/var/lib/kloset-mount" };
 
 /// Backs up files and folders into a new snapshot.
 ///
@@ -60,6 +66,10 @@ pub(crate) struct BackupArgs {
     /// Stores nothing and tells what would be stored.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
+    /// Longest time until what is stored is noted in the kloset, where a backup that is killed goes on [default: 60,
+    /// more in a long backup].
+    #[arg(long, value_name = "SECONDS")]
+    pub checkpoint: Option<u32>,
     /// File to tell Prometheus' node_exporter in how the backup ended; replaced whole.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "explain"])]
     pub prometheus: Option<PathBuf>,
@@ -109,11 +119,11 @@ fn back_up(args: BackupArgs, global: &Global, out: &mut Output, made: &mut Made)
     let alive = Alive::start(Systemd::of(global), progress.state(), &kloset.repo.store);
     let report = backup(&kloset.repo, kloset.runtime.handle(), &options, &monitor);
     drop(alive);
-    signals.close();
+    let stopped = if signals.close() { Exit::Checkpoint } else { Exit::Interrupted };
     progress.finish();
     backup_report::tell_troubles(&monitor, out);
     let report = match report {
-        Err(BackupError::Stopped) => return Err(CliError::new(Exit::Interrupted, BackupError::Stopped.to_string())),
+        Err(BackupError::Stopped) => return Err(CliError::new(stopped, BackupError::Stopped.to_string())),
         Err(BackupError::Repo(error)) => return Err(kloset.resolved.explain(error.into())),
         Err(error @ BackupError::Stream(_)) => return Err(CliError::failed(error.to_string())),
         Err(error) => return Err(CliError::usage(error.to_string())),
@@ -133,6 +143,7 @@ fn host(args: &BackupArgs) -> String {
 fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<BackupOptions, CliError> {
     let host = host(&args);
     let user = uzers::get_current_username().or_else(|| global.env.path("USER").map(Into::into));
+    let journals = global.env.our_folder(&JOURNALS, rustix::process::geteuid().is_root());
     let options = BackupOptions {
         excludes: args.excludes.excludes()?,
         one_file_system: args.one_file_system,
@@ -146,6 +157,8 @@ fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<Bac
         time_unix_ms: args.time,
         skip_if_unchanged: args.skip_if_unchanged,
         dry_run: args.dry_run,
+        journal_folder: journals.map(|folder| folder.join("journals")),
+        list_every: args.checkpoint.map(|seconds| Duration::from_secs(seconds.into())),
         ..BackupOptions::default()
     };
     args.sources.into_options(options)

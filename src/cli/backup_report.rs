@@ -31,6 +31,9 @@ pub(super) fn tell(report: &BackupReport, counts: &StoreCounts, out: &mut Output
     } else {
         out.line(as_text(report))?;
         out.note(cost(report, counts));
+        if report.resumed > 0 {
+            out.note(format!("{} of the files had been read by a backup that was interrupted", report.resumed));
+        }
     }
     if report.changed > 0 {
         let what = "files changed while they were read, each time: what was read last of them may be a mixture";
@@ -56,6 +59,7 @@ fn as_json(report: &BackupReport, counts: &StoreCounts) -> serde_json::Value {
         "files_new": summary.files_new,
         "files_changed": summary.files_changed,
         "files_unmodified": summary.files_unmodified,
+        "files_resumed": report.resumed,
         "data_blobs": summary.chunks_new,
         "data_added": summary.bytes_new,
         "data_added_packed": summary.bytes_stored,

@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::env::Environment;
+use super::env::{Environment, Place};
 use super::size::parse_size;
 use crate::store::CacheOptions;
 
-/// Name of our folder among the caches of others.
-const FOLDER: &str = "kloset-mount";
-/// The folder of root where there is no home, as for a service.
-const ROOT_FOLDER: &str = "/var/cache/kloset-mount";
+/// Where it is unless told otherwise.
+const PLACE: Place =
+    Place { systemd: "CACHE_DIRECTORY", xdg: ("XDG_CACHE_HOME", ".cache"), of_root: "/var/cache/kloset-mount" };
 /// A command that is done waits so long for its cache to be written.
 pub(super) const FINISH_WAIT: Duration = Duration::from_secs(3);
 
@@ -61,22 +60,13 @@ impl CacheArgs {
         let folder = match &self.cache_dir {
             // A mount in the background leaves the folder it was started in.
             Some(folder) => std::path::absolute(folder).ok(),
-            None => by_default(env, rustix::process::geteuid().is_root()),
+            None => env.our_folder(&PLACE, rustix::process::geteuid().is_root()),
         };
         if folder.is_none() {
             tracing::info!("no cache: there is no home, --cache-dir says where to put it");
         }
         Some(CacheOptions { folder: folder?, bytes_max })
     }
-}
-
-fn by_default(env: &Environment, is_root: bool) -> Option<PathBuf> {
-    // systemd names all folders of CacheDirectory=, the first is for us.
-    let given = env.text("CACHE_DIRECTORY").and_then(|all| all.split(':').next()).map(PathBuf::from);
-    given
-        .filter(|folder| folder.is_absolute())
-        .or_else(|| Some(env.xdg("XDG_CACHE_HOME", ".cache")?.join(FOLDER)))
-        .or_else(|| is_root.then(|| PathBuf::from(ROOT_FOLDER)))
 }
 
 #[cfg(test)]
@@ -86,13 +76,14 @@ mod tests {
     #[test]
     fn the_folder_is_the_first_that_is_said() {
         let all = [("CACHE_DIRECTORY", "/s/k:/s/l"), ("XDG_CACHE_HOME", "/x"), ("HOME", "/h")];
-        for (from, expected) in [(0, "/s/k"), (1, "/x/kloset-mount"), (2, "/h/.cache/kloset-mount"), (3, ROOT_FOLDER)] {
+        for (from, expected) in [(0, "/s/k"), (1, "/x/kloset-mount"), (2, "/h/.cache/kloset-mount"), (3, PLACE.of_root)]
+        {
             let env = Environment::of(all[from..].iter().copied());
-            assert_eq!(by_default(&env, true), Some(expected.into()));
+            assert_eq!(env.our_folder(&PLACE, true), Some(expected.into()));
         }
-        assert_eq!(by_default(&Environment::default(), false), None);
+        assert_eq!(Environment::default().our_folder(&PLACE, false), None);
         let relative = Environment::of([("CACHE_DIRECTORY", "x"), ("XDG_CACHE_HOME", "y"), ("HOME", "/h")]);
-        assert_eq!(by_default(&relative, false), Some("/h/.cache/kloset-mount".into()));
+        assert_eq!(relative.our_folder(&PLACE, false), Some("/h/.cache/kloset-mount".into()));
     }
 
     #[test]

@@ -9,6 +9,19 @@ use std::path::PathBuf;
 
 use crate::store::Secret;
 
+/// Name of our folder among those of others.
+const OURS: &str = "kloset-mount";
+
+/// Where programs keep things of one kind.
+pub(crate) struct Place {
+    /// The variable by which systemd names the folders that a service was given.
+    pub systemd: &'static str,
+    /// The variable of XDG, and what it is below the home where it is not set.
+    pub xdg: (&'static str, &'static str),
+    /// Our folder of root where there is no home, as for a service.
+    pub of_root: &'static str,
+}
+
 /// Environment variables.
 #[derive(Clone, Default)]
 pub(crate) struct Environment(BTreeMap<OsString, OsString>);
@@ -58,6 +71,16 @@ impl Environment {
     pub(crate) fn xdg(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
         let below = || Some(self.absolute_path("HOME")?.join(below_home));
         self.absolute_path(variable).or_else(below)
+    }
+
+    /// Our folder in a place; `None` where nobody says one.
+    pub(crate) fn our_folder(&self, place: &Place, is_root: bool) -> Option<PathBuf> {
+        // Of several folders that systemd gives, the first is for us.
+        let given = self.text(place.systemd).and_then(|all| all.split(':').next()).map(PathBuf::from);
+        given
+            .filter(|folder| folder.is_absolute())
+            .or_else(|| Some(self.xdg(place.xdg.0, place.xdg.1)?.join(OURS)))
+            .or_else(|| is_root.then(|| place.of_root.into()))
     }
 
     fn raw(&self, name: &str) -> Option<&OsStr> {

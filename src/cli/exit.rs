@@ -31,7 +31,9 @@ pub(crate) enum Exit {
     Damaged = 14,
     /// A backup is older than it may be.
     Stale = 15,
-    /// Stopped by SIGINT or SIGTERM.
+    /// A backup was stopped by SIGTERM, at a point where the next one goes on.
+    Checkpoint = 75,
+    /// Stopped by SIGINT, or by SIGTERM what is no backup.
     Interrupted = 130,
     /// The reader of our output went away, as other programs die of SIGPIPE.
     BrokenPipe = 141,

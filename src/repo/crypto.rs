@@ -35,6 +35,8 @@ const INDEX_CONTEXT: &str = "kloset-mount v1 index key";
 const HEADER_CONTEXT: &str = "kloset-mount v1 header mac key";
 /// Not of the format: what it authenticates never leaves the machine.
 const CACHE_CONTEXT: &str = "kloset-mount v1 local cache key";
+/// Nor is this.
+const JOURNAL_CONTEXT: &str = "kloset-mount v1 local journal key";
 const PSK_CONTEXT: &str = "kloset-mount v1 session psk";
 const CHUNKER_CONTEXT: &str = "kloset-mount v1 chunker seed";
 const PRIVATE_CONTEXT: &str = "kloset-mount v1 x25519 private key";
@@ -177,6 +179,12 @@ impl Keys {
     #[must_use]
     pub fn cache_key(&self) -> CacheKey {
         CacheKey::new(self.write.index.derive(CACHE_CONTEXT).0)
+    }
+
+    /// Returns the key that the journals of backups on this machine are believed by.
+    #[must_use]
+    pub fn journal_key(&self) -> Secret {
+        self.write.index.derive(JOURNAL_CONTEXT)
     }
 
     /// Begins a session: one encapsulation to the kloset's public key.

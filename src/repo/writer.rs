@@ -169,6 +169,12 @@ impl Writer {
         Ok(true)
     }
 
+    /// Tells whether all of these chunks are stored, or about to be; call [`Writer::load_index`] first.
+    #[must_use]
+    pub fn has_all(&self, chunks: &[(ChunkId, u32)]) -> bool {
+        chunks.iter().all(|(id, _)| self.has_content(*id))
+    }
+
     fn has_content(&self, id: ChunkId) -> bool {
         self.unplaced.contains(&id) || self.content_places.contains(id)
     }
@@ -314,7 +320,10 @@ impl Writer {
     }
 
     /// Learns what is stored, the first time that this is asked; returns whether that was now.
-    fn load_index(&mut self) -> Result<bool, RepoError> {
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub fn load_index(&mut self) -> Result<bool, RepoError> {
         if self.index_loaded {
             return Ok(false);
         }
@@ -460,8 +469,17 @@ impl Writer {
         }
     }
 
-    /// Waits until every pack is stored, then puts the index run that speaks of them.
-    fn put_run(&mut self) -> Result<(), RepoError> {
+    /// Tells whether there are whole packs that no index run speaks of yet.
+    #[must_use]
+    pub fn has_unlisted(&self) -> bool {
+        !self.run.packs.is_empty()
+    }
+
+    /// Waits until every whole pack is stored, then puts the index run that speaks of them.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub fn put_run(&mut self) -> Result<(), RepoError> {
         while !self.uploads.is_empty() {
             self.wait_for_upload()?;
         }

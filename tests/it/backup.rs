@@ -312,6 +312,7 @@ fn run_as_nobody(line: &[&str], home: &Path) -> std::process::Output {
         .arg(home.join("kloset-mount"))
         .args(line)
         .env_clear()
+        .env("XDG_STATE_HOME", home.join("state"))
         .env("KLOSET_KEY_FILE", home.join("key"))
         .env("KLOSET_REPOSITORY", home.join("kloset"))
         .stdin(Stdio::null())

@@ -31,6 +31,7 @@ impl Local {
             .current_dir(self.source.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("XDG_STATE_HOME", self.home.at("state"))
             .env("KLOSET_KEY_FILE", self.home.at("key"))
             .env("KLOSET_REPOSITORY", self.home.at("kloset"))
             .stdin(Stdio::piped())

@@ -26,6 +26,7 @@ impl Home {
             .env_clear()
             .env("XDG_CONFIG_HOME", self.0.path().join("config"))
             .env("XDG_DATA_HOME", self.0.path().join("data"))
+            .env("XDG_STATE_HOME", self.0.path().join("state"))
             .stdin(Stdio::null());
         command
     }

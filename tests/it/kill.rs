@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kloset_mount::fs::mountinfo;
 use kloset_mount::repo::keyslot::SlotSecret;
 
+use crate::resume::listed_files;
 use crate::support::kloset::Kloset;
 use crate::support::program::{assert_dead, may_mount, until};
 use crate::support::random::{Random, noise, size};
@@ -15,6 +16,8 @@ use crate::support::tree::{Source, assert_same};
 
 /// New bytes before each backup: long enough to be hit in the middle.
 const ROUND_BYTES: usize = 12 << 20;
+/// Files of the source of a first backup that is killed.
+const SMALL_FILES: u64 = 220;
 /// Programs that read a mount while it is killed.
 const READERS: usize = 3;
 
@@ -39,6 +42,7 @@ impl Home {
         command
             .args(line)
             .env_clear()
+            .env("XDG_STATE_HOME", self.0.at("state"))
             .env("KLOSET_KEY_FILE", self.0.at("key"))
             .env("KLOSET_REPOSITORY", self.0.at("kloset"))
             .stdin(Stdio::null())
@@ -71,8 +75,8 @@ fn change(source: &Source, round: u64) {
 }
 
 /// Kills a backup after `wait`; tells whether it was still running.
-fn kill_after(home: &Home, source: &Path, wait: Duration) -> bool {
-    let mut child = home.command(&["backup", source.to_str().unwrap()]).spawn().unwrap();
+fn kill_after(home: &Home, backup: &[&str], wait: Duration) -> bool {
+    let mut child = home.command(backup).spawn().unwrap();
     std::thread::sleep(wait);
     let running = child.try_wait().unwrap().is_none();
     child.kill().unwrap();
@@ -98,7 +102,7 @@ fn a_backup_killed_at_any_moment_leaves_a_whole_kloset_and_the_next_one_succeeds
         let names = earlier.snapshots().unwrap();
         let newest = *names.last().unwrap();
         let dump = earlier.dump(newest, source.path()).unwrap();
-        killed += u64::from(kill_after(&home, source.path(), wait));
+        killed += u64::from(kill_after(&home, &backup, wait));
         let left = home.open();
         left.assert_whole();
         assert_same(&dump, &left.dump(newest, source.path()).unwrap());
@@ -108,6 +112,101 @@ fn a_backup_killed_at_any_moment_leaves_a_whole_kloset_and_the_next_one_succeeds
         assert_same(&source.scan(), &after.dump(name, source.path()).unwrap());
     }
     assert!(killed >= 5, "only {killed} backups were still running when they were killed");
+    home.done(&["check", "--read-data"]);
+}
+
+/// Makes a source of nearly three packs, in files of which none is like another.
+fn source_of_packs() -> Source {
+    let source = Source::new();
+    for number in 0..SMALL_FILES {
+        source.file(format!("{}/{number}", number % 10), noise(number, 200 << 10));
+    }
+    source
+}
+
+/// Runs a backup to its end and returns how many files it took over from those that were interrupted, and how many it read.
+#[track_caller]
+fn resume(home: &Home, backup: &[&str]) -> (u64, u64) {
+    let output = home.command(&[backup, &["--json"]].concat()).stdout(Stdio::piped()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+    let count = |name: &str| summary[name].as_u64().unwrap();
+    (count("files_resumed"), count("files_new") - count("files_resumed"))
+}
+
+#[track_caller]
+fn assert_saved(home: &Home, source: &Source) {
+    let after = home.open();
+    let name = *after.snapshots().unwrap().last().unwrap();
+    assert_same(&source.scan(), &after.dump(name, source.path()).unwrap());
+    home.done(&["check", "--read-data"]);
+    assert_eq!(fs::read_dir(home.0.at("state/kloset-mount/journals")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_first_backup_killed_at_any_moment_goes_on_with_what_is_listed() {
+    let source = source_of_packs();
+    let backup = ["backup", source.path().to_str().unwrap(), "--checkpoint", "0"];
+    let start = Instant::now();
+    Home::new().done(&backup);
+    let whole = start.elapsed();
+    let (mut random, mut killed, mut went_on) = (Random::new(22), 0, 0);
+    for chain in 0..size(4, 20) {
+        let home = Home::new();
+        let mut listed = 0;
+        for _ in 0..5 {
+            let wait = whole.mul_f64(random.below(400) as f64 / 1000.0);
+            let running = kill_after(&home, &backup, wait);
+            let now = listed_files(&home.open(), source.path());
+            eprintln!("chain {chain}: {now} files are listed after {wait:?} of about {whole:?}");
+            assert!(now >= listed, "{listed} files were listed before");
+            listed = now;
+            if !running {
+                break;
+            }
+            killed += 1;
+        }
+        let is_done = !home.open().snapshots().unwrap().is_empty();
+        let (resumed, read) = resume(&home, &backup);
+        if !is_done {
+            // In flight is what no index run speaks of, and a file that was not noted before its last chunk was listed.
+            assert!(resumed + 1 >= listed && read <= SMALL_FILES - listed + 1, "{resumed} and {read} of {listed}");
+            went_on += u64::from(resumed > 0);
+        }
+        assert_saved(&home, &source);
+    }
+    assert!(killed >= 8 && went_on >= 1, "only {killed} backups were killed, and {went_on} went on");
+}
+
+#[test]
+fn sigterm_ends_a_backup_with_75_and_ctrl_c_with_130_and_nothing_is_read_twice() {
+    let (home, source) = (Home::new(), source_of_packs());
+    // A command in the midst of the folders, so that it is known how far the backup is.
+    let folders: Vec<_> = (0..10).map(|n| source.at(n.to_string()).to_str().unwrap().to_owned()).collect();
+    let line = |command: &str| {
+        let command = format!("{}=exec {command}", source.at("4x").to_str().unwrap());
+        [&["backup".to_owned()], &folders[..], &["--command".to_owned(), command]].concat()
+    };
+    let mut listed = 0;
+    for (signal, code) in [(rustix::process::Signal::TERM, 75), (rustix::process::Signal::INT, 130)] {
+        let begun = home.0.at("begun");
+        let words = line(&format!("sh -c 'echo > {}; exec sleep 60'", begun.to_str().unwrap()));
+        let child = home.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
+        until("half way", || begun.exists());
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert!(told.contains("no snapshot was made; the next backup goes on"), "{told}");
+        let now = listed_files(&home.open(), source.path());
+        assert!(now > 0 && now >= listed, "{now} files are listed, {listed} were before");
+        listed = now;
+        fs::remove_file(begun).unwrap();
+    }
+    let words = line("true");
+    let (resumed, read) = resume(&home, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!((resumed, read), (listed, SMALL_FILES - listed + 1), "the command is the one that is read anyhow");
     home.done(&["check", "--read-data"]);
 }
 

@@ -29,6 +29,7 @@ mod posix_ro;
 mod programs;
 mod requests;
 mod restore;
+mod resume;
 mod roundtrip;
 mod service;
 mod shown;
