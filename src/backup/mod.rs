@@ -5,6 +5,7 @@
 //! trees. What cannot be read is recorded in the manifest and reported; a snapshot that lacks something says so.
 //! It knows the kloset only through [`crate::repo`], and neither terminal nor environment.
 
+mod bucket;
 mod explain;
 mod manifest;
 mod meta;
@@ -36,14 +37,17 @@ use crate::repo::snapshot::{ByteText, ERRORS_BYTES_MAX, ERRORS_MAX, Manifest, So
 use crate::repo::tree::{FileContent, Node, NodeKind, TreeRef};
 use crate::repo::writer::{Chunk, Writer, WriterOptions};
 use crate::repo::{Repo, RepoError};
+use crate::store::StoreError;
+use bucket::Listing;
 use parent::Parent;
-use read::{Answer, FileRead, ReadContext, ReadJob};
+use read::{Answer, FileRead, ReadContext, ReadError, ReadJob};
 use scan::{SCANS_MAX, ScanJob};
 use select::Select;
 use targets::{Selection, Targets};
 use unsaid::Walked;
 use walk::{Batch, Step, Stopped, Streams, Walk};
 
+pub use bucket::BucketSource;
 pub use explain::{Explanation, Reason, explain};
 pub use rules::{Rule, RuleError};
 pub use select::{Excludes, IGNORE_FILE, Marker};
@@ -63,6 +67,8 @@ pub struct BackupOptions {
     pub listed: Vec<PathBuf>,
     /// Content that is no file.
     pub streams: Vec<Stream>,
+    /// A bucket, and nothing else then.
+    pub bucket: Option<BucketSource>,
     /// What is left out of them.
     pub excludes: Excludes,
     /// Stay on the file system of each path.
@@ -140,6 +146,12 @@ pub enum BackupError {
     /// A stream failed.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The bucket that is backed up cannot be read.
+    #[error(transparent)]
+    Bucket(Box<StoreError>),
+    /// The bucket that is backed up has more objects than can be held in memory.
+    #[error("there are too many objects for one backup: back up the prefixes of the bucket one by one")]
+    TooManyObjects,
     /// The snapshot would have no room for what was asked to be noted in it.
     #[error(
         "paths, exclude rules, tags, description, host and user take {0} bytes together, at most {TEXTS_BYTES_MAX} fit"
@@ -166,7 +178,11 @@ pub fn backup(
     let begun_ms = repo.env.clock.unix_ms();
     let time_ms = options.time_unix_ms.unwrap_or(begun_ms);
     let select = select(options)?;
-    let targets = Targets::new(&options.paths, &options.listed, &options.streams)?;
+    let listing = options.bucket.as_ref().map(|source| Listing::of(source, runtime, monitor)).transpose()?;
+    let targets = match &listing {
+        Some(listing) => Targets::of_bucket(listing.root()),
+        None => Targets::new(&options.paths, &options.listed, &options.streams)?,
+    };
     let name = SnapshotName { unix_ms: time_ms, id: SnapshotId(repo.env.entropy.bytes()) };
     let mut manifest = manifest::begin(options, &targets, name, monitor)?;
     let parent =
@@ -174,29 +190,37 @@ pub fn backup(
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions { verify_packs: parent.is_none() });
     parent.iter().for_each(|(_, parent)| monitor.expect(parent.summary.files, parent.summary.bytes));
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
+    let beside = Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() };
+    let context = read_context(repo, monitor);
 
-    let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
-    let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
-    let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
-    let walk = Walk {
-        selection: Selection::of(&targets),
-        streams: Streams { all: &options.streams, context: read_context(repo, monitor), node: stream::node(time_ms) },
-        select,
-        parent: Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() },
-        root,
-        monitor: monitor.clone(),
-        batches,
-        jobs,
-        scans,
-    };
     let mut taker = Taker::new(&mut writer, root, monitor);
     targets.missing.iter().for_each(|(path, error)| taker.lack(path, error.to_string()));
-    let taken = take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker);
+    let taken = if let Some(listing) = &listing {
+        let (files, bytes) = listing.totals();
+        monitor.expect(files, bytes);
+        bucket::take(listing, bucket::Surroundings { select, parent: beside, root, context }, &mut taker)
+    } else {
+        let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
+        let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
+        let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
+        let walk = Walk {
+            selection: Selection::of(&targets),
+            streams: Streams { all: &options.streams, context, node: stream::node(time_ms) },
+            select,
+            parent: beside,
+            root,
+            monitor: monitor.clone(),
+            batches,
+            jobs,
+            scans,
+        };
+        take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker)
+    };
     let walked = match taken {
         Ok(walked) => walked,
         Err(error) => {
             // What was stored so far is found by the next backup, if it can still be put.
-            if matches!(error, BackupError::Stopped | BackupError::Stream(_)) {
+            if matches!(error, BackupError::Stopped | BackupError::Stream(_) | BackupError::Bucket(_)) {
                 writer.flush()?;
             }
             return Err(error);
@@ -281,7 +305,7 @@ const CHANGED: &str = "changed while it was read, what is stored may be a mixtur
 /// A file with several names: its content, its chunks, its attributes.
 type LinkedFile = (FileContent, Vec<(ChunkId, u32)>, meta::Xattrs);
 /// The files of a batch that are still to be taken, and the buffer that holds their content.
-type ReadFiles = (std::vec::IntoIter<Result<FileRead, Errno>>, Vec<u8>);
+type ReadFiles = (std::vec::IntoIter<Result<FileRead, ReadError>>, Vec<u8>);
 
 /// Takes the steps of the walk in order.
 struct Taker<'a> {
@@ -373,13 +397,13 @@ impl<'a> Taker<'a> {
         mut node: Node,
         path: &[u8],
         known: bool,
-        (read, buffer): (Result<FileRead, Errno>, &[u8]),
+        (read, buffer): (Result<FileRead, ReadError>, &[u8]),
     ) -> Result<(), BackupError> {
         let shared = node.identity.links > 1;
         let identity = (node.identity.device, node.identity.inode);
         let read = match read {
             Ok(read) => read,
-            Err(Errno::INTR) if self.monitor.stopped() => return Err(BackupError::Stopped),
+            Err(ReadError::System(Errno::INTR)) if self.monitor.stopped() => return Err(BackupError::Stopped),
             Err(error) => {
                 if shared {
                     self.links.insert(identity, None);
@@ -398,7 +422,7 @@ impl<'a> Taker<'a> {
         for ((id, _), place) in read.chunks.iter().zip(&read.places) {
             self.writer.add(*id, Chunk::Lent(&buffer[place.clone()]))?;
         }
-        (node.mtime, node.ctime) = (meta::mtime(&read.stat), meta::ctime(&read.stat));
+        (node.mtime, node.ctime) = (read.mtime, read.ctime);
         let content = FileContent { bytes: read.bytes, holes: read.holes, ..FileContent::default() };
         self.summary.files_new += u64::from(!known);
         self.summary.files_changed += u64::from(known);
@@ -440,12 +464,14 @@ impl<'a> Taker<'a> {
     }
 
     /// Records what could not be read; what went away meanwhile is recorded but lacks nothing.
-    fn note(&mut self, path: &[u8], error: Errno) {
-        if matches!(error, Errno::NOENT | Errno::STALE) {
-            self.vanished += 1;
-            self.record(path, "vanished while the backup ran".to_owned());
-        } else {
-            self.lack(path, error.to_string());
+    fn note(&mut self, path: &[u8], error: impl Into<ReadError>) {
+        match error.into() {
+            ReadError::System(Errno::NOENT | Errno::STALE) => {
+                self.vanished += 1;
+                self.record(path, "vanished while the backup ran".to_owned());
+            }
+            ReadError::System(error) => self.lack(path, error.to_string()),
+            ReadError::Store(message) => self.lack(path, message),
         }
     }
 

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::args::Global;
 use super::backup_report;
+use super::buckets::Bucket;
 use super::cache::CacheArgs;
 use super::excludes::{self, ExcludeArgs};
 use super::exit::{CliError, Exit};
@@ -68,8 +69,16 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
         let options = options(args, global, resolved.as_ref().and_then(ResolvedRepository::folder))?;
         return excludes::tell(&paths, &options, out);
     }
+    let named = args.sources.bucket()?.map(|text| Bucket::named(text, global)).transpose()?;
+    if named.is_some() {
+        refuse_options_of_folders(&args)?;
+    }
     let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
-    let options = options(args, global, kloset.folder())?;
+    let mut options = options(args, global, kloset.folder())?;
+    if let Some(named) = &named {
+        options.paths.clear();
+        options.bucket = Some(named.source(&kloset)?);
+    }
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = signals::watch(&monitor, progress.state())?;
@@ -80,12 +89,35 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
     let report = match report {
         Err(BackupError::Stopped) => return Err(CliError::new(Exit::Interrupted, BackupError::Stopped.to_string())),
         Err(BackupError::Repo(error)) => return Err(kloset.resolved.explain(error.into())),
-        Err(error @ BackupError::Stream(_)) => return Err(CliError::failed(error.to_string())),
+        Err(BackupError::Bucket(error)) => return Err(explain(named.as_ref(), CliError::from(*error))),
+        Err(error @ (BackupError::Stream(_) | BackupError::TooManyObjects)) => return Err(CliError::failed(error.to_string())),
         Err(error) => return Err(CliError::usage(error.to_string())),
         Ok(report) => report,
     };
-    backup_report::tell(&report, &kloset.repo.store.counts(), out)?;
+    let counts = named.iter().fold(kloset.repo.store.counts(), |counts, named| counts.with(&named.bucket.counts()));
+    backup_report::tell(&report, &counts, out)?;
     Ok(if report.manifest.incomplete { Exit::Partial } else { Exit::Done })
+}
+
+/// Options that speak of what only folders have.
+fn refuse_options_of_folders(args: &BackupArgs) -> Result<(), CliError> {
+    let given = [
+        (args.one_file_system, "--one-file-system"),
+        (args.excludes.exclude_caches, "--exclude-caches"),
+        (!args.excludes.exclude_if_present.is_empty(), "--exclude-if-present"),
+        (args.excludes.gitignore, "--gitignore"),
+    ];
+    match given.iter().find(|(is_given, _)| *is_given) {
+        Some((_, option)) => Err(CliError::usage(format!("{option} is for folders and does not go with a bucket"))),
+        None => Ok(()),
+    }
+}
+
+fn explain(named: Option<&Bucket>, error: CliError) -> CliError {
+    match named {
+        Some(named) => named.resolved.explain(error),
+        None => error,
+    }
 }
 
 fn options(args: BackupArgs, global: &Global, skip: Option<&Path>) -> Result<BackupOptions, CliError> {

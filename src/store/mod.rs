@@ -6,6 +6,7 @@
 //! It does not know what the bytes mean, and it reads no environment.
 
 mod answer;
+pub mod bucket;
 mod cache;
 mod counts;
 mod error;
@@ -27,6 +28,7 @@ use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectS
 use answer::{classify, is_range_refusal, refuses_condition};
 use counts::Counters;
 
+pub use bucket::Bucket;
 pub use cache::{CacheKey, CacheOptions, DiskCache, DiskCacheCounts};
 pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
@@ -129,6 +129,25 @@ pub(crate) fn open(
     store: &Arc<str>,
     counters: &Arc<Counters>,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let s3 = open_bucket(at, options, store, counters)?;
+    if at.prefix.is_empty() {
+        return Ok(Arc::new(s3));
+    }
+    let failed = |error: object_store::path::Error| StoreError::Misconfigured {
+        store: store.clone(),
+        detail: error.to_string(),
+    };
+    let prefix = object_store::path::Path::parse(at.prefix).map_err(failed)?;
+    Ok(Arc::new(PrefixStore::new(s3, prefix)))
+}
+
+/// Opens all of a bucket, whatever the prefix.
+pub(crate) fn open_bucket(
+    at: &Bucket<'_>,
+    options: &S3Options,
+    store: &Arc<str>,
+    counters: &Arc<Counters>,
+) -> Result<AmazonS3, StoreError> {
     let failed = |detail: String| StoreError::Misconfigured { store: store.clone(), detail };
     let builder = AmazonS3Builder::new()
         .with_bucket_name(at.bucket)
@@ -139,17 +158,22 @@ pub(crate) fn open(
         .with_retry(retry(options))
         .with_client_options(client(options))
         .with_http_connector(Connector { stall_timeout: options.stall_timeout, counters: counters.clone() });
-    let builder = with_endpoint(builder, at, options);
+    let (endpoint, is_virtual) = endpoint(at, options);
+    let builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(is_virtual);
     let builder = with_credentials(builder, at.host, options).map_err(failed)?;
-    let s3 = builder.build().map_err(|error| failed(error.to_string()))?;
-    if at.prefix.is_empty() {
-        return Ok(Arc::new(s3));
-    }
-    let prefix = object_store::path::Path::parse(at.prefix).map_err(|error| failed(error.to_string()))?;
-    Ok(Arc::new(PrefixStore::new(s3, prefix)))
+    builder.build().map_err(|error| failed(error.to_string()))
 }
 
-fn with_endpoint(builder: AmazonS3Builder, at: &Bucket<'_>, options: &S3Options) -> AmazonS3Builder {
+/// The URL of the bucket itself.
+pub(crate) fn url(at: &Bucket<'_>, options: &S3Options) -> String {
+    match endpoint(at, options) {
+        (endpoint, true) => endpoint,
+        (endpoint, false) => format!("{endpoint}/{}", at.bucket),
+    }
+}
+
+/// Where requests go, and whether that names the bucket already.
+fn endpoint(at: &Bucket<'_>, options: &S3Options) -> (String, bool) {
     let scheme = if options.use_tls { "https" } else { "http" };
     let is_virtual = match options.addressing {
         Addressing::Path => false,
@@ -161,7 +185,7 @@ fn with_endpoint(builder: AmazonS3Builder, at: &Bucket<'_>, options: &S3Options)
         true => format!("{scheme}://{}.{authority}", at.bucket),
         false => format!("{scheme}://{authority}"),
     };
-    builder.with_endpoint(endpoint).with_virtual_hosted_style_request(is_virtual)
+    (endpoint, is_virtual)
 }
 
 fn with_credentials(builder: AmazonS3Builder, host: &str, options: &S3Options) -> Result<AmazonS3Builder, String> {
@@ -218,7 +242,7 @@ fn retry(options: &S3Options) -> RetryConfig {
     }
 }
 
-fn client(options: &S3Options) -> ClientOptions {
+pub(crate) fn client(options: &S3Options) -> ClientOptions {
     ClientOptions::new()
         .with_allow_http(!options.use_tls)
         .with_connect_timeout(options.connect_timeout)
@@ -252,7 +276,7 @@ const REGION_IN_HOST: [(&str, &str); 17] = [
 ];
 
 /// The region to sign for.
-fn region_of(host: &str, options: &S3Options) -> String {
+pub(crate) fn region_of(host: &str, options: &S3Options) -> String {
     let named = || {
         REGION_IN_HOST
             .iter()
