@@ -62,14 +62,18 @@ pub(crate) struct BackupArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
+    let bucket = args.sources.bucket()?.map(str::to_owned);
     if !args.excludes.explain.is_empty() {
+        if let Some(bucket) = bucket {
+            return Err(CliError::usage(format!("--explain is for files and folders, and \"{bucket}\" is a bucket")));
+        }
         // Who asks why has a kloset perhaps, but no need for its secret.
         let resolved = ResolvedRepository::resolve(global).ok();
         let paths = args.excludes.explain.clone();
         let options = options(args, global, resolved.as_ref().and_then(ResolvedRepository::folder))?;
         return excludes::tell(&paths, &options, out);
     }
-    let named = args.sources.bucket()?.map(|text| Bucket::named(text, global)).transpose()?;
+    let named = bucket.map(|text| Bucket::named(&text, global)).transpose()?;
     if named.is_some() {
         refuse_options_of_folders(&args)?;
     }
@@ -90,7 +94,9 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
         Err(BackupError::Stopped) => return Err(CliError::new(Exit::Interrupted, BackupError::Stopped.to_string())),
         Err(BackupError::Repo(error)) => return Err(kloset.resolved.explain(error.into())),
         Err(BackupError::Bucket(error)) => return Err(explain(named.as_ref(), CliError::from(*error))),
-        Err(error @ (BackupError::Stream(_) | BackupError::TooManyObjects)) => return Err(CliError::failed(error.to_string())),
+        Err(error @ (BackupError::Stream(_) | BackupError::TooManyObjects)) => {
+            return Err(CliError::failed(error.to_string()));
+        }
         Err(error) => return Err(CliError::usage(error.to_string())),
         Ok(report) => report,
     };

@@ -80,6 +80,9 @@ mod tests {
         let of = |kloset: &str, other: &str| prefix_in(&kloset.parse().unwrap(), &other.parse().unwrap());
         assert_eq!(of("s3://h/b/k", "s3://h/b"), Some("k/".to_owned()));
         assert_eq!(of("s3://h/b", "s3://h/b/x"), Some(String::new()));
-        assert_eq!((of("s3://h/b", "s3://h:1/b"), of("s3://h/b", "s3://h/c"), of("/k", "s3://h/b")), (None, None, None));
+        assert_eq!(
+            (of("s3://h/b", "s3://h:1/b"), of("s3://h/b", "s3://h/c"), of("/k", "s3://h/b")),
+            (None, None, None)
+        );
     }
 }

@@ -93,7 +93,8 @@ pub(crate) fn run(args: RestoreArgs, global: &Global, out: &mut Output) -> Resul
     };
     signals.close();
     progress.finish();
-    let report = report.map_err(|error| explain(&kloset, bucket.as_ref().map(|bucket| &bucket.resolved), error, out))?;
+    let report =
+        report.map_err(|error| explain(&kloset, bucket.as_ref().map(|bucket| &bucket.resolved), error, out))?;
     tell(&report, &options, out)?;
     Ok(match report.damaged {
         0 if report.is_complete() => Exit::Done,

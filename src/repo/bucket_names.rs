@@ -166,7 +166,10 @@ mod tests {
         for header in ["content-type", "x-amz-meta-a-b.c", "expires", "x-amz-website-redirect-location"] {
             assert_eq!(header_of(attribute_of(header).unwrap().as_bytes()).as_deref(), Some(header));
         }
-        assert_eq!((attribute_of("date"), header_of(b"user.mime_type"), header_of(ETAG.as_bytes())), (None, None, None));
+        assert_eq!(
+            (attribute_of("date"), header_of(b"user.mime_type"), header_of(ETAG.as_bytes())),
+            (None, None, None)
+        );
     }
 
     proptest::proptest! {

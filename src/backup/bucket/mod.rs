@@ -110,11 +110,7 @@ pub(super) struct Surroundings<'a> {
 }
 
 /// Runs the walk and its readers in threads of their own, and takes the steps in this one.
-pub(super) fn take(
-    listing: &Listing,
-    around: Surroundings<'_>,
-    taker: &mut Taker<'_>,
-) -> Result<Walked, BackupError> {
+pub(super) fn take(listing: &Listing, around: Surroundings<'_>, taker: &mut Taker<'_>) -> Result<Walked, BackupError> {
     let monitor = around.context.monitor.clone();
     let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
     let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);

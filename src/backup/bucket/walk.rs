@@ -178,7 +178,8 @@ impl Walker<'_> {
         }
         self.say()?;
         let (key, etag) = (entry.key(), String::from_utf8_lossy(entry.etag()).into_owned());
-        let is_path = key.as_bytes().iter().map(|b| if *b == b'/' { SEPARATOR } else { *b }).eq(entry.path().iter().copied());
+        let is_path =
+            key.as_bytes().iter().map(|b| if *b == b'/' { SEPARATOR } else { *b }).eq(entry.path().iter().copied());
         let modified_unix_ms = entry.modified_unix_ms;
         self.wanted.push(Wanted { key, is_path, etag, bytes: entry.bytes, modified_unix_ms });
         self.bytes += entry.bytes;

@@ -132,7 +132,9 @@ impl Puts {
         let tasks = &mut self.tasks;
         self.runtime.block_on(async {
             let mut over_since = None;
-            while let Ok(Some(put)) | Err(put) = tokio::time::timeout(LOOK_EVERY, tasks.join_next()).await.map_err(|_| Ok(())) {
+            while let Ok(Some(put)) | Err(put) =
+                tokio::time::timeout(LOOK_EVERY, tasks.join_next()).await.map_err(|_| Ok(()))
+            {
                 super::super::walk::resume(put);
                 if self.shared.is_ended() && over_since.get_or_insert_with(Instant::now).elapsed() > GIVE_UP_WAIT {
                     tasks.abort_all();

@@ -72,13 +72,7 @@ impl Walk<'_> {
         }
     }
 
-    fn entry(
-        &self,
-        node: &Node,
-        path: &mut Vec<u8>,
-        tally: &Tally,
-        take: &mut Take<'_>,
-    ) -> Result<(), RestoreError> {
+    fn entry(&self, node: &Node, path: &mut Vec<u8>, tally: &Tally, take: &mut Take<'_>) -> Result<(), RestoreError> {
         let before = path.len();
         if before > 0 {
             path.push(b'/');
@@ -89,13 +83,7 @@ impl Walk<'_> {
         done
     }
 
-    fn take(
-        &self,
-        node: &Node,
-        path: &mut Vec<u8>,
-        tally: &Tally,
-        take: &mut Take<'_>,
-    ) -> Result<(), RestoreError> {
+    fn take(&self, node: &Node, path: &mut Vec<u8>, tally: &Tally, take: &mut Take<'_>) -> Result<(), RestoreError> {
         let unheld = |kind| tally.unhold(kind, || self.places.in_snapshot(path));
         match &node.kind {
             NodeKind::File(content) => match self.places.key(path) {

@@ -134,18 +134,17 @@ mod tests {
 
     fn page(key: &str, more: &str) -> Result<Page, String> {
         let object = OBJECT.replace("KEY", key);
-        parse(format!("<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"u\">{more}{object}</ListBucketResult>").as_bytes())
+        parse(
+            format!("<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"u\">{more}{object}</ListBucketResult>")
+                .as_bytes(),
+        )
     }
 
     #[track_caller]
     fn check(key: &str, more: &str, expected: &str) {
         let page = page(key, more).unwrap();
-        let object = Listed {
-            key: expected.to_owned(),
-            bytes: 7,
-            modified_unix_ms: 1_795_355_880_250,
-            etag: "0a".to_owned(),
-        };
+        let object =
+            Listed { key: expected.to_owned(), bytes: 7, modified_unix_ms: 1_795_355_880_250, etag: "0a".to_owned() };
         assert_eq!((page.objects, page.next), (vec![object], None));
     }
 

@@ -93,7 +93,8 @@ impl Sender {
         let (status, is_expected) = (parts.status.as_u16(), request.expects.contains(&parts.status.as_u16()));
         if parts.status.is_success() {
             let body = collect(body.bytes_stream(), request.bytes_max).await.map_err(broken)?;
-            let body = body.ok_or_else(|| Failure { error: other("the answer is too long".to_owned()), again: false })?;
+            let body =
+                body.ok_or_else(|| Failure { error: other("the answer is too long".to_owned()), again: false })?;
             return Ok(Reply { status, headers: parts.headers, body, repeats: 0 });
         }
         let said = collect(body.bytes_stream(), REFUSAL_BYTES_MAX as u64).await.ok().flatten().unwrap_or_default();
