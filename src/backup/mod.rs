@@ -190,31 +190,13 @@ pub fn backup(
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions { verify_packs: parent.is_none() });
     parent.iter().for_each(|(_, parent)| monitor.expect(parent.summary.files, parent.summary.bytes));
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
-    let beside = Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() };
-    let context = read_context(repo, monitor);
-
     let mut taker = Taker::new(&mut writer, root, monitor);
     targets.missing.iter().for_each(|(path, error)| taker.lack(path, error.to_string()));
-    let taken = if let Some(listing) = &listing {
-        let (files, bytes) = listing.totals();
-        monitor.expect(files, bytes);
-        bucket::take(listing, bucket::Surroundings { select, parent: beside, root, context }, &mut taker)
-    } else {
-        let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
-        let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
-        let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
-        let walk = Walk {
-            selection: Selection::of(&targets),
-            streams: Streams { all: &options.streams, context, node: stream::node(time_ms) },
-            select,
-            parent: beside,
-            root,
-            monitor: monitor.clone(),
-            batches,
-            jobs,
-            scans,
-        };
-        take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker)
+    let parent_tree = Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() };
+    let around = Surroundings { select, parent: parent_tree, root, context: read_context(repo, monitor), time_ms };
+    let taken = match &listing {
+        Some(listing) => bucket::take(listing, around, &mut taker),
+        None => take_folders(repo, options, &targets, around, &mut taker),
     };
     let walked = match taken {
         Ok(walked) => walked,
@@ -255,6 +237,36 @@ pub fn backup(
     }
     let duration = Duration::from_millis(u64::try_from(took_ms).unwrap_or(0));
     Ok(BackupReport { outcome, name, manifest, vanished, changed, duration })
+}
+
+/// What a walk needs to know besides what it walks.
+struct Surroundings<'a> {
+    select: Select<'a>,
+    parent: Parent,
+    /// The parent snapshot's root.
+    root: Option<TreeRef>,
+    context: ReadContext,
+    /// When the snapshot is of.
+    time_ms: i64,
+}
+
+/// Walks folders and reads streams.
+fn take_folders(
+    repo: &Repo,
+    options: &BackupOptions,
+    targets: &Targets,
+    around: Surroundings<'_>,
+    taker: &mut Taker<'_>,
+) -> Result<Walked, BackupError> {
+    let Surroundings { select, parent, root, context, time_ms } = around;
+    let monitor = context.monitor.clone();
+    let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
+    let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
+    let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
+    let selection = Selection::of(targets);
+    let streams = Streams { all: &options.streams, context, node: stream::node(time_ms) };
+    let walk = Walk { selection, streams, select, parent, root, monitor, batches, jobs, scans };
+    take_walk(repo, walk, Queues { steps, work, to_scan }, taker)
 }
 
 /// What the walk sends: steps to the taker, files to the readers, folders to those who scan ahead.

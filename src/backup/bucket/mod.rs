@@ -15,15 +15,11 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::parent::Parent;
-use super::read::ReadContext;
-use super::select::Select;
 use super::targets::Components;
 use super::unsaid::Walked;
-use super::{BATCHES_AHEAD, BackupError, Taker};
+use super::{BATCHES_AHEAD, BackupError, Surroundings, Taker};
 use crate::monitor::Monitor;
 use crate::repo::bucket_names as names;
-use crate::repo::tree::TreeRef;
 use crate::store::{Bucket, StoreError, StoreLocation};
 use objects::Objects;
 use read::Fetch;
@@ -34,7 +30,7 @@ const READERS: usize = 16;
 /// Objects that are asked for at once: with 30 ms each, about a thousand a second.
 const OBJECTS_AT_ONCE: usize = 32;
 /// What may be under way of their content, in KiB.
-const AHEAD_KIB: usize = 64 << 10;
+const AHEAD_KIB: u32 = 64 << 10;
 
 /// A bucket to be backed up.
 #[derive(Clone, Debug)]
@@ -83,11 +79,6 @@ impl Listing {
         let below = if prefix.is_empty() { None } else { names::components(prefix) };
         [self.above.clone(), below.unwrap_or_default()].concat()
     }
-
-    /// Returns how many objects there are, and their bytes.
-    pub(super) fn totals(&self) -> (u64, u64) {
-        self.objects.totals()
-    }
 }
 
 /// Returns the names on the way to a bucket: what a URL says of it.
@@ -100,18 +91,11 @@ fn above(location: &StoreLocation) -> Components {
     }
 }
 
-/// What the walk of a bucket needs besides its listing.
-pub(super) struct Surroundings<'a> {
-    pub(super) select: Select<'a>,
-    pub(super) parent: Parent,
-    /// The parent snapshot's root.
-    pub(super) root: Option<TreeRef>,
-    pub(super) context: ReadContext,
-}
-
 /// Runs the walk and its readers in threads of their own, and takes the steps in this one.
 pub(super) fn take(listing: &Listing, around: Surroundings<'_>, taker: &mut Taker<'_>) -> Result<Walked, BackupError> {
     let monitor = around.context.monitor.clone();
+    let (files, bytes) = listing.objects.totals();
+    monitor.expect(files, bytes);
     let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
     let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
     let fetch = Fetch {
@@ -126,7 +110,7 @@ pub(super) fn take(listing: &Listing, around: Surroundings<'_>, taker: &mut Take
         parent: around.parent,
         root: around.root,
         monitor: monitor.clone(),
-        ahead: Arc::new(Semaphore::new(AHEAD_KIB)),
+        ahead: Arc::new(Semaphore::new(AHEAD_KIB as usize)),
         batches,
         jobs,
     };

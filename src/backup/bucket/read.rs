@@ -24,11 +24,11 @@ use crate::store::bucket::Object;
 use crate::store::{Bucket, StoreError};
 
 /// The length of the parts in which large objects are read.
-const PART_BYTES: u64 = 4 << 20;
+const PART_BYTES: usize = 4 << 20;
 /// Parts of one object that are asked for at once.
 const PARTS_AHEAD: usize = 4;
 /// What a large object has under way: parts, and the window in which it is cut.
-pub(super) const LARGE_AHEAD_BYTES: u64 = PART_BYTES * (PARTS_AHEAD as u64 + 3);
+pub(super) const LARGE_AHEAD_BYTES: u64 = (PART_BYTES * (PARTS_AHEAD + 3)) as u64;
 /// An object listed as a small one may have grown to so much.
 const SMALL_BYTES_MAX: u64 = 8 << 20;
 /// An object that changes while it is read is read so often in all.
@@ -120,12 +120,13 @@ impl Fetch {
         let part = |range: Range<u64>, etag: Option<String>| async move {
             self.bucket.get(&wanted.key, Some(range), etag.as_deref(), 0).await
         };
-        let first = self.runtime.block_on(part(0..PART_BYTES, None)).map_err(|error| self.failed(error))?;
+        let part_bytes = PART_BYTES as u64;
+        let first = self.runtime.block_on(part(0..part_bytes, None)).map_err(|error| self.failed(error))?;
         let Some(first) = first else { return Ok(None) };
         let mut read = begin(wanted, &first);
         let etag = Some(first.etag.clone()).filter(|etag| !etag.is_empty());
-        let starts = (PART_BYTES..first.bytes).step_by(PART_BYTES as usize);
-        let rest = starts.map(|start| part(start..first.bytes.min(start + PART_BYTES), etag.clone()));
+        let starts = (part_bytes..first.bytes).step_by(PART_BYTES);
+        let rest = starts.map(|start| part(start..first.bytes.min(start + part_bytes), etag.clone()));
         let mut rest = std::pin::pin!(futures::stream::iter(rest).buffered(PARTS_AHEAD));
         let (mut window, mut have, mut next) = (Vec::new(), 0, first.content);
         loop {

@@ -247,7 +247,7 @@ impl Walker<'_> {
     /// Waits for room. It is taken in the order of the batches, so who is waited for always has his.
     fn permits(&self, bytes: u64) -> OwnedSemaphorePermit {
         let kib = u32::try_from((2 * bytes).min(LARGE_AHEAD_BYTES) >> 10).expect("at most some GiB");
-        let take = self.walk.ahead.clone().acquire_many_owned(kib.clamp(1, AHEAD_KIB as u32));
+        let take = self.walk.ahead.clone().acquire_many_owned(kib.clamp(1, AHEAD_KIB));
         self.walk.parent.runtime.block_on(take).expect("the semaphore is never closed")
     }
 }

@@ -148,6 +148,13 @@ impl Plan<'_> {
     }
 }
 
+/// Returns how many names below a path still stand above keys; `None` for what is of no bucket.
+fn plain_names(base: &[u8]) -> Option<usize> {
+    let mut above = base.split(|byte| *byte == b'/').skip(1);
+    let is_bucket = above.next() == Some(names::TOP);
+    is_bucket.then(|| names::ABOVE_KEYS.saturating_sub(1 + above.count()))
+}
+
 /// Where things go: from places in the snapshot to keys.
 struct Places<'a> {
     /// The path in the snapshot of what lands directly in the target.
@@ -160,11 +167,7 @@ struct Places<'a> {
 
 impl<'a> Places<'a> {
     fn below(base: &'a [u8], options: &'a BucketRestoreOptions) -> Self {
-        let mut above = base.split(|byte| *byte == b'/').skip(1);
-        let plain = match above.next() {
-            Some(top) if top == names::TOP => Some(names::ABOVE_KEYS.saturating_sub(1 + above.count())),
-            _ => None,
-        };
+        let plain = plain_names(base);
         Self { base, plain, prefix: options.bucket.prefix(), keep_off: options.keep_off.as_deref() }
     }
 
@@ -216,10 +219,7 @@ mod tests {
 
     #[track_caller]
     fn check(base: &str, path: &str, expected: Result<Option<&str>, &str>) {
-        let plain = match base.strip_prefix("/s3:") {
-            Some(above) => Some(2_usize.saturating_sub(above.matches('/').count())),
-            None => None,
-        };
+        let plain = plain_names(base.as_bytes());
         let places = Places { base: base.as_bytes(), plain, prefix: "p/", keep_off: Some("p/k/") };
         assert_eq!(places.key(path.as_bytes()), expected.map(|key| key.map(str::to_owned)), "{base} {path}");
     }

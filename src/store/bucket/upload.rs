@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use super::request::Request;
 use super::{Bucket, StoreError};
 
-/// The fewest bytes of a part that is not the last: S3 has 5 MiB; this makes parts few and keeps them in memory.
+/// The length of parts, if that does not make too many: S3 takes 5 MiB to 5 GiB, and each is held in memory.
 pub const PART_BYTES: u64 = 16 << 20;
 /// The most parts of an object.
 pub const PARTS_MAX: u64 = 10_000;

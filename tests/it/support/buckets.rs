@@ -245,8 +245,8 @@ impl S3 for Storage {
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         self.0.asked.puts.fetch_add(1, Ordering::Relaxed);
         let PutObjectInput { bucket, key, body, if_none_match, .. } = req.input;
-        self.0.refuse(&key)?;
         let stored = Stored { content: whole(body).await?, said: said(&req.headers) };
+        self.0.refuse(&key)?; // after the body: who is refused in the middle of it sees a broken connection
         self.0.check_is_new(&bucket, &key, if_none_match.as_ref())?;
         let e_tag = Some(etag(&stored.content));
         self.0.put(&bucket, &key, stored);
@@ -269,8 +269,8 @@ impl S3 for Storage {
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         self.0.asked.parts.fetch_add(1, Ordering::Relaxed);
         let UploadPartInput { upload_id, part_number, body, key, .. } = req.input;
-        self.0.refuse(&key)?;
         let content = whole(body).await?;
+        self.0.refuse(&key)?;
         let e_tag = Some(etag(&content));
         let mut uploads = self.0.uploads.lock().unwrap();
         uploads.get_mut(&upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?.2.insert(part_number, content);
