@@ -1,4 +1,4 @@
-//! `backup`: makes a snapshot of files and folders.
+//! `backup`: makes a snapshot of files and folders, or of a bucket.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::sources::SourceArgs;
 use crate::backup::{BackupError, BackupOptions, backup};
 use crate::monitor::Monitor;
 
-/// Backs up files and folders into a new snapshot.
+/// Backs up files and folders, or a bucket, into a new snapshot.
 ///
 /// Ends with 3 where a snapshot was made but some files could not be read.
 #[derive(Debug, Args)]

@@ -175,7 +175,8 @@ fn keep(read: &mut FileRead, id: ChunkId, content: &[u8]) {
 
 /// Begins with what is known of an object before its content.
 fn begin(wanted: &Wanted, object: &Object) -> FileRead {
-    let is_listed = object.etag == wanted.etag && object.bytes == wanted.bytes;
+    let is_tagged = wanted.etag.is_empty() || object.etag == wanted.etag;
+    let is_listed = is_tagged && object.bytes == wanted.bytes;
     // The listing has parts of a second, which the answer lacks.
     let modified = match object.modified_unix_s {
         Some(seconds) if !is_listed || seconds != wanted.modified_unix_ms.div_euclid(1000) => seconds * 1000,

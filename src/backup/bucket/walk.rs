@@ -252,13 +252,14 @@ impl Walker<'_> {
     }
 }
 
-/// Tells whether an object is what the parent snapshot has: by entity tag, size and time.
+/// Tells whether an object is what the parent snapshot has: by entity tag, size and time. A listing without entity tags
+/// leaves the other two.
 fn is_unchanged(node: &Node, entry: &Entry) -> bool {
     let NodeKind::File(content) = &node.kind else { return false };
     let etag = node.xattrs.iter().find(|(name, _)| name == names::ETAG.as_bytes());
     content.bytes == entry.bytes
         && node.mtime == time(entry.modified_unix_ms)
-        && etag.is_some_and(|(_, etag)| !etag.is_empty() && etag == entry.etag())
+        && (entry.etag().is_empty() || etag.is_some_and(|(_, etag)| etag == entry.etag()))
 }
 
 /// Returns a time of the store.

@@ -3,7 +3,7 @@
 //! `s3s-fs` keeps objects as files, so it can hold neither `a` beside `a/b` nor `a//b`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +44,8 @@ struct State {
     refused: Mutex<HashMap<String, S3ErrorCode>>,
     /// What becomes of an object after it was asked for the next time; `None`: it is gone.
     next: Mutex<HashMap<String, Option<Stored>>>,
+    /// Listings tell no entity tags.
+    untagged: AtomicBool,
     asked: Asked,
     ticks: AtomicU64,
 }
@@ -99,6 +101,11 @@ impl Buckets {
         let objects = self.state.objects.lock().unwrap();
         let of_it = objects.iter().filter(|((name, _), _)| name == bucket);
         of_it.map(|((_, key), (stored, _))| (key.clone(), stored.clone())).collect()
+    }
+
+    /// From now on, listings tell no entity tags.
+    pub(crate) fn list_without_etags(&self) {
+        self.state.untagged.store(true, Ordering::Relaxed);
     }
 
     /// From now on, that is the answer for a key.
@@ -187,7 +194,7 @@ impl S3 for Storage {
         let object = |((_, key), (stored, time)): &(&(String, String), &(Stored, SystemTime))| Object {
             key: Some(if encoding_type.is_some() { encoded(key) } else { key.clone() }),
             size: Some(stored.content.len() as i64),
-            e_tag: Some(etag(&stored.content)),
+            e_tag: (!self.0.untagged.load(Ordering::Relaxed)).then(|| etag(&stored.content)),
             last_modified: Some((*time).into()),
             ..Object::default()
         };
