@@ -5,6 +5,7 @@
 //! trees. What cannot be read is recorded in the manifest and reported; a snapshot that lacks something says so.
 //! It knows the kloset only through [`crate::repo`], and neither terminal nor environment.
 
+mod bucket;
 mod explain;
 mod journal;
 mod manifest;
@@ -38,16 +39,19 @@ use crate::repo::snapshot::{ByteText, ERRORS_BYTES_MAX, ERRORS_MAX, Manifest, So
 use crate::repo::tree::{FileContent, Node, NodeKind, TreeRef};
 use crate::repo::writer::{Chunk, Writer, WriterOptions};
 use crate::repo::{Repo, RepoError};
+use crate::store::StoreError;
+use bucket::Listing;
 use journal::Record;
 use parent::Parent;
-use read::{Answer, FileRead, ReadContext, ReadJob};
-use resume::Journal;
+use read::{Answer, FileRead, ReadContext, ReadError, ReadJob};
+use resume::{Finished, Journal};
 use scan::{SCANS_MAX, ScanJob};
 use select::Select;
 use targets::{Selection, Targets};
 use unsaid::Walked;
 use walk::{Batch, Step, Stopped, Streams, Walk};
 
+pub use bucket::BucketSource;
 pub use explain::{Explanation, Reason, explain};
 pub use rules::{Rule, RuleError};
 pub use select::{Excludes, IGNORE_FILE, Marker};
@@ -67,6 +71,8 @@ pub struct BackupOptions {
     pub listed: Vec<PathBuf>,
     /// Content that is no file.
     pub streams: Vec<Stream>,
+    /// A bucket, and nothing else then.
+    pub bucket: Option<BucketSource>,
     /// What is left out of them.
     pub excludes: Excludes,
     /// Stay on the file system of each path.
@@ -150,6 +156,12 @@ pub enum BackupError {
     /// A stream failed.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The bucket that is backed up cannot be read.
+    #[error(transparent)]
+    Bucket(Box<StoreError>),
+    /// The bucket that is backed up has more objects than can be held in memory.
+    #[error("there are too many objects for one backup: back up the prefixes of the bucket one by one")]
+    TooManyObjects,
     /// The snapshot would have no room for what was asked to be noted in it.
     #[error(
         "paths, exclude rules, tags, description, host and user take {0} bytes together, at most {TEXTS_BYTES_MAX} fit"
@@ -175,7 +187,11 @@ pub fn backup(
     let repo = &if options.dry_run { repo.without_puts() } else { repo.clone() };
     let begun_ms = repo.env.clock.unix_ms();
     let time_ms = options.time_unix_ms.unwrap_or(begun_ms);
-    let targets = Targets::new(&options.paths, &options.listed, &options.streams)?;
+    let listing = options.bucket.as_ref().map(|source| Listing::of(source, runtime, monitor)).transpose()?;
+    let targets = match &listing {
+        Some(listing) => Targets::of_bucket(listing.root()),
+        None => Targets::new(&options.paths, &options.listed, &options.streams)?,
+    };
     let name = SnapshotName { unix_ms: time_ms, id: SnapshotId(repo.env.entropy.bytes()) };
     let mut manifest = manifest::begin(options, &targets, name, monitor)?;
     let mut journal = Journal::new(repo, options, &manifest.paths, begun_ms);
@@ -186,30 +202,20 @@ pub fn backup(
     let finished = journal.take_over(&mut writer, options.force)?;
     parent.iter().for_each(|(_, parent)| monitor.expect(parent.summary.files, parent.summary.bytes));
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
-
-    let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
-    let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
-    let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
-    let walk = Walk {
-        selection: Selection::of(&targets),
-        streams: Streams { all: &options.streams, context: read_context(repo, monitor), node: stream::node(time_ms) },
-        select,
-        parent: Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() },
-        root,
-        finished,
-        monitor: monitor.clone(),
-        batches,
-        jobs,
-        scans,
-    };
     let mut taker = Taker::new(&mut writer, &mut journal, root, monitor);
     targets.missing.iter().for_each(|(path, error)| taker.lack(path, error.to_string()));
-    let taken = take_walk(repo, walk, Queues { steps, work, to_scan }, &mut taker);
+    let parent_tree = Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() };
+    let context = read_context(repo, monitor);
+    let around = Surroundings { select, parent: parent_tree, root, finished, context, time_ms };
+    let taken = match &listing {
+        Some(listing) => bucket::take(listing, around, &mut taker),
+        None => take_folders(repo, options, &targets, around, &mut taker),
+    };
     let walked = match taken {
         Ok(walked) => walked,
         Err(error) => {
             // What was stored so far is found by the next backup, if it can still be put.
-            if matches!(error, BackupError::Stopped | BackupError::Stream(_)) {
+            if matches!(error, BackupError::Stopped | BackupError::Stream(_) | BackupError::Bucket(_)) {
                 writer.flush()?;
             }
             return Err(error);
@@ -244,6 +250,38 @@ pub fn backup(
     journal.remove();
     let duration = Duration::from_millis(u64::try_from(took_ms).unwrap_or(0));
     Ok(BackupReport { outcome, name, manifest, vanished, changed, resumed, duration })
+}
+
+/// What a walk needs to know besides what it walks.
+struct Surroundings<'a> {
+    select: Select<'a>,
+    parent: Parent,
+    /// The parent snapshot's root.
+    root: Option<TreeRef>,
+    /// What an interrupted backup has read.
+    finished: Option<Finished>,
+    context: ReadContext,
+    /// When the snapshot is of.
+    time_ms: i64,
+}
+
+/// Walks folders and reads streams.
+fn take_folders(
+    repo: &Repo,
+    options: &BackupOptions,
+    targets: &Targets,
+    around: Surroundings<'_>,
+    taker: &mut Taker<'_>,
+) -> Result<Walked, BackupError> {
+    let Surroundings { select, parent, root, finished, context, time_ms } = around;
+    let monitor = context.monitor.clone();
+    let (batches, steps) = crossbeam_channel::bounded(BATCHES_AHEAD);
+    let (jobs, work) = crossbeam_channel::bounded(BATCHES_AHEAD);
+    let (scans, to_scan) = crossbeam_channel::bounded(SCANS_MAX);
+    let selection = Selection::of(targets);
+    let streams = Streams { all: &options.streams, context, node: stream::node(time_ms) };
+    let walk = Walk { selection, streams, select, parent, root, finished, monitor, batches, jobs, scans };
+    take_walk(repo, walk, Queues { steps, work, to_scan }, taker)
 }
 
 /// What the walk sends: steps to the taker, files to the readers, folders to those who scan ahead.
@@ -295,7 +333,7 @@ const CHANGED: &str = "changed while it was read, what is stored may be a mixtur
 /// A file with several names: its content, its chunks, its attributes.
 type LinkedFile = (FileContent, Vec<(ChunkId, u32)>, meta::Xattrs);
 /// The files of a batch that are still to be taken, and the buffer that holds their content.
-type ReadFiles = (std::vec::IntoIter<Result<FileRead, Errno>>, Vec<u8>);
+type ReadFiles = (std::vec::IntoIter<Result<FileRead, ReadError>>, Vec<u8>);
 
 /// Takes the steps of the walk in order.
 struct Taker<'a> {
@@ -395,14 +433,14 @@ impl<'a> Taker<'a> {
         mut node: Node,
         path: &[u8],
         known: bool,
-        (read, buffer): (Result<FileRead, Errno>, &[u8]),
+        (read, buffer): (Result<FileRead, ReadError>, &[u8]),
     ) -> Result<(), BackupError> {
         let shared = node.identity.links > 1;
         let identity = (node.identity.device, node.identity.inode);
         let read = match read {
             Ok(read) => read,
             // What others read before it was stopped is still taken, so that nobody has to read it again.
-            Err(Errno::INTR) if self.monitor.stopped() => return Ok(()),
+            Err(ReadError::System(Errno::INTR)) if self.monitor.stopped() => return Ok(()),
             Err(error) => {
                 if shared {
                     self.links.insert(identity, None);
@@ -424,7 +462,7 @@ impl<'a> Taker<'a> {
         if !read.changed {
             self.journal.note(path, &read);
         }
-        (node.mtime, node.ctime) = (meta::mtime(&read.stat), meta::ctime(&read.stat));
+        (node.mtime, node.ctime) = (read.mtime, read.ctime);
         let content = FileContent { bytes: read.bytes, holes: read.holes, ..FileContent::default() };
         self.summary.files_new += u64::from(!known);
         self.summary.files_changed += u64::from(known);
@@ -481,12 +519,14 @@ impl<'a> Taker<'a> {
     }
 
     /// Records what could not be read; what went away meanwhile is recorded but lacks nothing.
-    fn note(&mut self, path: &[u8], error: Errno) {
-        if matches!(error, Errno::NOENT | Errno::STALE) {
-            self.vanished += 1;
-            self.record(path, "vanished while the backup ran".to_owned());
-        } else {
-            self.lack(path, error.to_string());
+    fn note(&mut self, path: &[u8], error: impl Into<ReadError>) {
+        match error.into() {
+            ReadError::System(Errno::NOENT | Errno::STALE) => {
+                self.vanished += 1;
+                self.record(path, "vanished while the backup ran".to_owned());
+            }
+            ReadError::System(error) => self.lack(path, error.to_string()),
+            ReadError::Store(message) => self.lack(path, message),
         }
     }
 

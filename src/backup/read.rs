@@ -19,7 +19,7 @@ use crate::monitor::Monitor;
 use crate::repo::chunker::Chunker;
 use crate::repo::crypto::Keys;
 use crate::repo::id::ChunkId;
-use crate::repo::tree::HOLES_MAX;
+use crate::repo::tree::{HOLES_MAX, Time};
 
 /// A file is large from here on: it is handed over chunk by chunk.
 pub(super) const LARGE_FILE_BYTES: u64 = 1 << 20;
@@ -48,24 +48,41 @@ pub(super) struct ReadJob {
     pub(super) answers: Sender<Answer>,
 }
 
+/// Why something could not be read.
+pub(super) enum ReadError {
+    /// What the system says.
+    System(Errno),
+    /// What the store says that it is in.
+    Store(String),
+}
+
+impl From<Errno> for ReadError {
+    fn from(error: Errno) -> Self {
+        Self::System(error)
+    }
+}
+
 /// What reading brought.
 pub(super) enum Answer {
     /// All files of a batch, with the buffer that holds their content.
-    Batch(Vec<Result<FileRead, Errno>>, Vec<u8>),
+    Batch(Vec<Result<FileRead, ReadError>>, Vec<u8>),
     /// A chunk of a large file.
     Chunk(ChunkId, Vec<u8>),
     /// The end of a large file; its chunks came before.
-    End(Result<FileRead, Errno>),
+    End(Result<FileRead, ReadError>),
 }
 
 /// A file that was read.
 pub(super) struct FileRead {
-    /// Its metadata when it was opened.
-    pub(super) stat: Stat,
+    /// What the system said of it when it was opened; `None` of what is no file of its.
+    pub(super) stat: Option<Stat>,
+    /// When its content changed, and its inode, as of then.
+    pub(super) mtime: Time,
+    pub(super) ctime: Time,
     pub(super) xattrs: meta::Xattrs,
     /// Why the attributes could not be read.
     pub(super) xattr_error: Option<Errno>,
-    /// Its length: that of `stat`, or less if it was cut meanwhile.
+    /// Its length then, or less if it was cut meanwhile.
     pub(super) bytes: u64,
     pub(super) holes: Vec<(u64, u64)>,
     pub(super) chunks: Vec<(ChunkId, u32)>,
@@ -134,7 +151,7 @@ pub(super) fn work(context: &ReadContext, jobs: &Receiver<ReadJob>) {
                 if read.is_err() {
                     buffer.truncate(start);
                 }
-                read
+                read.map_err(ReadError::from)
             });
             let read = read.collect();
             let _ = job.answers.send(Answer::Batch(read, buffer));
@@ -149,7 +166,7 @@ fn read_large(context: &ReadContext, job: &ReadJob, window: &mut Vec<u8>) {
             job.answers.send(Answer::Chunk(id, content.to_vec())).is_ok()
         };
         let read = read_file(context, task, window, &mut hand_over);
-        let _ = job.answers.send(Answer::End(read));
+        let _ = job.answers.send(Answer::End(read.map_err(ReadError::from)));
     }
 }
 
@@ -193,8 +210,10 @@ fn read_once(
     };
     let bytes = u64::try_from(stat.st_size).unwrap_or(0);
     let holes = find_holes(&mut file, &stat, bytes);
+    let (mtime, ctime) = (meta::mtime(&stat), meta::ctime(&stat));
+    let (chunks, places, changed) = (Vec::new(), Vec::new(), false);
     let mut read =
-        FileRead { stat, xattrs, xattr_error, bytes, holes, chunks: Vec::new(), places: Vec::new(), changed: false };
+        FileRead { stat: Some(stat), mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed };
     cut_file(context, &mut file, &mut read, window, keep)?;
     let after = rustix::fs::fstat(&file)?;
     let times = |stat: &Stat| (meta::mtime(stat), meta::ctime(stat));

@@ -67,7 +67,7 @@ impl Journal {
         let seal = Seal::new(repo.keys.journal_key(), &options.host, paths.iter().map(|path| &path.0[..]));
         let (clock, every) = (repo.env.clock.clone(), options.list_every);
         let times = ListTimes { clock, begun_ms, unlisted_since: None, every };
-        let folder = options.journal_folder.clone().filter(|_| !options.dry_run);
+        let folder = options.journal_folder.clone().filter(|_| !options.dry_run && options.bucket.is_none());
         let mut journal = Self { blocks: Blocks::new(seal.clone()), seal, folder, file: None, times };
         if let Some(folder) = &journal.folder
             && let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(folder)
@@ -104,9 +104,10 @@ impl Journal {
 
     /// Notes that a file was read as it is, and its chunks were given to the writer.
     pub(super) fn note(&mut self, path: &[u8], read: &FileRead) {
-        if self.folder.is_some()
+        if let Some(stat) = &read.stat
+            && self.folder.is_some()
             && self.blocks.bytes() < JOURNAL_BYTES_MAX
-            && self.blocks.push(&Record::new(path, &read.stat, &read.holes, &read.chunks))
+            && self.blocks.push(&Record::new(path, stat, &read.holes, &read.chunks))
         {
             self.write();
         }

@@ -163,6 +163,12 @@ impl<'a> Select<'a> {
         ruling.map(Ground::Rule)
     }
 
+    /// Tells whether an object of a bucket, of that many bytes, or a folder of it is left out.
+    pub(super) fn leaves_out_object(&self, path: &[u8], bytes: Option<u64>) -> bool {
+        self.ruling(path, bytes.is_none()).is_some_and(|ruling| ruling.leaves_out)
+            || self.excludes.larger_than.zip(bytes).is_some_and(|(bytes_max, bytes)| bytes > bytes_max)
+    }
+
     fn ruling(&self, path: &[u8], directory: bool) -> Option<Ruling<'_>> {
         if let Some(ruling) = self.rules.ruling(path, directory) {
             return Some(ruling);

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::meta::Owners;
+use super::meta::{self, Owners};
 use super::read::{Answer, FileRead, ReadContext};
 use crate::repo::tree::{FileContent, Identity, Name, Node, NodeKind, Time};
 
@@ -109,6 +109,7 @@ fn start(command: &str) -> std::io::Result<Child> {
 
 fn cut(context: &ReadContext, input: OwnedFd, answers: &Sender<Answer>) -> std::io::Result<Option<FileRead>> {
     let stat = rustix::fs::fstat(&input)?;
+    let (mtime, ctime) = (meta::mtime(&stat), meta::ctime(&stat));
     let mut input = File::from(input);
     let (mut window, mut filled, mut ended) = (vec![0; 2 * context.chunker.window_bytes()], 0, false);
     let (mut chunks, mut bytes) = (Vec::new(), 0);
@@ -131,8 +132,9 @@ fn cut(context: &ReadContext, input: OwnedFd, answers: &Sender<Answer>) -> std::
         filled -= at;
     }
     context.monitor.file(0);
-    let (xattrs, holes, places) = (Vec::new(), Vec::new(), Vec::new());
-    Ok(Some(FileRead { stat, xattrs, xattr_error: None, bytes, holes, chunks, places, changed: false }))
+    let (xattrs, holes, places, changed) = (Vec::new(), Vec::new(), Vec::new(), false);
+    let (stat, xattr_error) = (None, None);
+    Ok(Some(FileRead { stat, mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed }))
 }
 
 /// Waits until there is something to be read, or the end; `false` if everything is to stop.

@@ -64,6 +64,11 @@ impl Targets {
         Ok(targets)
     }
 
+    /// Takes one path that is not looked for: a bucket's.
+    pub(super) fn of_bucket(path: Components) -> Self {
+        Self { paths: vec![path], ..Self::default() }
+    }
+
     /// Returns all places in the snapshot, absolute and sorted.
     pub(super) fn absolute(&self) -> Vec<Vec<u8>> {
         let mut all: Vec<_> = self.paths.iter().chain(&self.streams).collect();

@@ -1,4 +1,4 @@
-//! `backup`: makes a snapshot of files and folders.
+//! `backup`: makes a snapshot of files and folders, or of a bucket.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use clap::Args;
 use super::alive::Alive;
 use super::args::Global;
 use super::backup_report;
+use super::buckets::Bucket;
 use super::cache::CacheArgs;
 use super::env::Place;
 use super::excludes::{self, ExcludeArgs};
@@ -30,7 +31,7 @@ use crate::store::StoreCounts;
 const JOURNALS: Place =
     Place { systemd: "STATE_DIRECTORY", xdg: ("XDG_STATE_HOME", ".local/state"), of_root: "/var/lib/kloset-mount" };
 
-/// Backs up files and folders into a new snapshot.
+/// Backs up files and folders, or a bucket, into a new snapshot.
 ///
 /// Ends with 3 where a snapshot was made but some files could not be read.
 #[derive(Debug, Args)]
@@ -79,7 +80,11 @@ pub(crate) struct BackupArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
+    let bucket = args.sources.bucket()?.map(str::to_owned);
     if !args.excludes.explain.is_empty() {
+        if let Some(bucket) = bucket {
+            return Err(CliError::usage(format!("--explain is for files and folders, and \"{bucket}\" is a bucket")));
+        }
         // Who asks why has a kloset perhaps, but no need for its secret.
         let resolved = ResolvedRepository::resolve(global).ok();
         let paths = args.excludes.explain.clone();
@@ -111,8 +116,16 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
 type Made = Option<(BackupReport, StoreCounts)>;
 
 fn back_up(args: BackupArgs, global: &Global, out: &mut Output, made: &mut Made) -> Result<Exit, CliError> {
+    let named = args.sources.bucket()?.map(|text| Bucket::named(text, global)).transpose()?;
+    if named.is_some() {
+        refuse_options_of_folders(&args)?;
+    }
     let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
-    let options = options(args, global, kloset.folder())?;
+    let mut options = options(args, global, kloset.folder())?;
+    if let Some(named) = &named {
+        options.paths.clear();
+        options.bucket = Some(named.source(&kloset)?);
+    }
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = signals::watch(&monitor, progress.state())?;
@@ -125,13 +138,38 @@ fn back_up(args: BackupArgs, global: &Global, out: &mut Output, made: &mut Made)
     let report = match report {
         Err(BackupError::Stopped) => return Err(CliError::new(stopped, BackupError::Stopped.to_string())),
         Err(BackupError::Repo(error)) => return Err(kloset.resolved.explain(error.into())),
-        Err(error @ BackupError::Stream(_)) => return Err(CliError::failed(error.to_string())),
+        Err(BackupError::Bucket(error)) => return Err(explain(named.as_ref(), CliError::from(*error))),
+        Err(error @ (BackupError::Stream(_) | BackupError::TooManyObjects)) => {
+            return Err(CliError::failed(error.to_string()));
+        }
         Err(error) => return Err(CliError::usage(error.to_string())),
         Ok(report) => report,
     };
-    let (report, counts) = made.insert((report, kloset.repo.store.counts()));
+    let counts = named.iter().fold(kloset.repo.store.counts(), |counts, named| counts.with(&named.bucket.counts()));
+    let (report, counts) = made.insert((report, counts));
     backup_report::tell(report, counts, out)?;
     Ok(if report.manifest.incomplete { Exit::Partial } else { Exit::Done })
+}
+
+/// Options that speak of what only folders have.
+fn refuse_options_of_folders(args: &BackupArgs) -> Result<(), CliError> {
+    let given = [
+        (args.one_file_system, "--one-file-system"),
+        (args.excludes.exclude_caches, "--exclude-caches"),
+        (!args.excludes.exclude_if_present.is_empty(), "--exclude-if-present"),
+        (args.excludes.gitignore, "--gitignore"),
+    ];
+    match given.iter().find(|(is_given, _)| *is_given) {
+        Some((_, option)) => Err(CliError::usage(format!("{option} is for folders and does not go with a bucket"))),
+        None => Ok(()),
+    }
+}
+
+fn explain(named: Option<&Bucket>, error: CliError) -> CliError {
+    match named {
+        Some(named) => named.resolved.explain(error),
+        None => error,
+    }
 }
 
 /// The host that a snapshot is of.

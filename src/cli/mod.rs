@@ -8,6 +8,7 @@ mod args;
 mod background;
 mod backup;
 mod backup_report;
+mod buckets;
 mod cache;
 mod cat;
 mod check;

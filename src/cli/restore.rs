@@ -1,4 +1,4 @@
-//! `restore`: writes a snapshot, or a part of one, into a folder.
+//! `restore`: writes a snapshot, or a part of one, into a folder or a bucket.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,21 +8,26 @@ use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
 
 use super::args::Global;
+use super::buckets::{self, Bucket};
 use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
 use super::progress::Progress;
+use super::repository::ResolvedRepository;
 use super::{names, process, signals};
 use crate::monitor::Monitor;
-use crate::restore::{self, RestoreError, RestoreOptions, RestoreReport, restore};
+use crate::restore::{
+    self, BucketRestoreOptions, RestoreError, RestoreOptions, RestoreReport, restore, restore_to_bucket,
+};
 
 /// Paths told to people before the rest is only counted.
 const PATHS_TOLD: usize = 20;
 
-/// Restores a snapshot, or a part of one, into a folder.
+/// Restores a snapshot, or a part of one, into a folder or a bucket.
 ///
-/// With PATH, what is in PATH lands in DIR; without, the whole tree lands below DIR. Ends with 14
+/// With PATH, what is in PATH lands in DIR; without, the whole tree lands below DIR. In a bucket, what is from a bucket
+/// gets its keys and metadata back. Ends with 14
 /// where files could not be restored because of damaged data, with 1 where they could not for
 /// another reason.
 #[derive(Debug, Args)]
@@ -30,7 +35,7 @@ pub(crate) struct RestoreArgs {
     /// Snapshot and path: `latest`, `latest~2` or the first characters of an id, then :PATH.
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     pub target: OsString,
-    /// Folder to restore into; made if absent.
+    /// Folder to restore into, made if absent; or a bucket, as @NAME of the config or s3://ENDPOINT/BUCKET/PREFIX.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Tells what would be written and writes nothing.
@@ -68,18 +73,28 @@ impl From<Overwrite> for restore::Overwrite {
 /// Runs the command.
 pub(crate) fn run(args: RestoreArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let (spec, path) = names::split(&args.target)?;
+    let bucket = buckets::named(args.to.as_os_str()).map(|text| Bucket::named(text, global)).transpose()?;
     process::raise_open_files();
     let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     let snapshot = kloset.runtime.block_on(kloset.repo.resolve(&spec))?;
     let options =
         RestoreOptions { snapshot, path, target: args.to, overwrite: args.overwrite.into(), dry_run: args.dry_run };
     let monitor = Arc::new(Monitor::default());
+    let keep_off = bucket.as_ref().map(|bucket| bucket.keep_off(&kloset)).transpose()?.flatten();
     let progress = Progress::start(&monitor, out, "restoring");
     let signals = signals::watch(&monitor, progress.state())?;
-    let report = restore(&kloset.repo, kloset.runtime.handle(), &options, &monitor);
+    let report = match &bucket {
+        None => restore(&kloset.repo, kloset.runtime.handle(), &options, &monitor),
+        Some(Bucket { bucket, .. }) => {
+            let RestoreOptions { snapshot, path, overwrite, dry_run, .. } = options.clone();
+            let options = BucketRestoreOptions { snapshot, path, bucket: bucket.clone(), keep_off, overwrite, dry_run };
+            restore_to_bucket(&kloset.repo, kloset.runtime.handle(), &options, &monitor)
+        }
+    };
     signals.close();
     progress.finish();
-    let report = report.map_err(|error| explain(&kloset, error, out))?;
+    let report =
+        report.map_err(|error| explain(&kloset, bucket.as_ref().map(|bucket| &bucket.resolved), error, out))?;
     tell(&report, &options, out)?;
     Ok(match report.damaged {
         0 if report.is_complete() => Exit::Done,
@@ -88,10 +103,12 @@ pub(crate) fn run(args: RestoreArgs, global: &Global, out: &mut Output) -> Resul
     })
 }
 
-fn explain(kloset: &Kloset, error: RestoreError, out: &mut Output) -> CliError {
+fn explain(kloset: &Kloset, bucket: Option<&ResolvedRepository>, error: RestoreError, out: &mut Output) -> CliError {
     let message = error.to_string();
     match error {
         RestoreError::Repo(error) => kloset.resolved.explain(error.into()),
+        RestoreError::Bucket(error) => bucket.unwrap_or(&kloset.resolved).explain((*error).into()),
+        RestoreError::TooManyObjects => CliError::failed(message),
         RestoreError::Stopped => CliError::new(Exit::Interrupted, message),
         RestoreError::Target { .. } => CliError::failed(message),
         RestoreError::InTheWay { paths, .. } => {
@@ -114,6 +131,10 @@ fn tell(report: &RestoreReport, options: &RestoreOptions, out: &mut Output) -> R
     for loss in &report.losses {
         let first = names::safe(&loss.first.0);
         out.warn(format_args!("{} of {} paths not set, \"{first}\" first: {}", loss.kind, loss.paths, loss.message));
+    }
+    if !report.unheld.is_empty() && !out.is_json() {
+        let kinds: Vec<_> = report.unheld.iter().map(|unheld| format!("{} {}", unheld.paths, unheld.kind)).collect();
+        out.warn(format_args!("what a bucket cannot hold: {}", kinds.join(", ")));
     }
     if out.is_json() {
         let mut value = serde_json::to_value(report).map_err(|error| CliError::failed(error.to_string()))?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::buckets;
 use super::exit::CliError;
 use crate::backup::{BackupOptions, Stream, StreamSource};
 
@@ -16,7 +17,7 @@ const LIST_BYTES_MAX: u64 = 1 << 30;
 /// Options of what is backed up.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SourceArgs {
-    /// Files and folders.
+    /// Files and folders; or a bucket, as @NAME of the config or s3://ENDPOINT/BUCKET/PREFIX.
     #[arg(value_name = "PATH", required_unless_present_any = ["files_from", "files_from0", "stdin", "command"])]
     pub paths: Vec<PathBuf>,
     /// File that lists paths to back up as well, one a line, just as they are; - is standard input. May be repeated.
@@ -34,6 +35,17 @@ pub(crate) struct SourceArgs {
 }
 
 impl SourceArgs {
+    /// Returns the bucket to be backed up, if it is one: it comes alone.
+    pub(super) fn bucket(&self) -> Result<Option<&str>, CliError> {
+        let Some(bucket) = self.paths.iter().find_map(|path| buckets::named(path.as_os_str())) else { return Ok(None) };
+        let others = self.paths.len() - 1 + self.files_from.len() + self.files_from0.len() + self.command.len();
+        if others > 0 || self.stdin.is_some() {
+            let alone = "a bucket is backed up by itself, without other paths, lists and streams";
+            return Err(CliError::usage(format!("\"{bucket}\": {alone} (a file of that name is ./{bucket})")));
+        }
+        Ok(Some(bucket))
+    }
+
     /// Reads the lists.
     pub(super) fn into_options(self, options: BackupOptions) -> Result<BackupOptions, CliError> {
         let lists = self.files_from.iter().chain(&self.files_from0);

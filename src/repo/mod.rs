@@ -1,11 +1,12 @@
 //! The kloset: the format, and the files that join it to the store.
 //!
-//! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
+//! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`], [`bucket_names`],
 //! [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`], [`pending`]. The
 //! others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`]. Nothing here prints, mounts or walks
 //! folders.
 
 pub mod blocks;
+pub mod bucket_names;
 pub mod builder;
 pub mod cache;
 pub mod check;

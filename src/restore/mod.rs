@@ -1,4 +1,4 @@
-//! Restoring: from a snapshot to files in a folder.
+//! Restoring: from a snapshot to files in a folder, or to objects in a bucket ([`bucket`]).
 //!
 //! One walk in the order of the trees, which is the order of the packs: folders are made as they come, small files go
 //! in batches, large ones chunk by chunk, their content is fetched by many tasks at once within a bound of bytes, and a
@@ -6,6 +6,7 @@
 //! never. A file whose content is damaged is not left behind; it is reported and the restore goes on. Owners, modes,
 //! attributes and times come last, those of a folder after all that is in it.
 
+mod bucket;
 mod context;
 mod copies;
 mod item;
@@ -27,12 +28,14 @@ use crate::repo::path::{self, Found};
 use crate::repo::snapshot::ByteText;
 use crate::repo::tree::{NodeKind, Page, TreeRef};
 use crate::repo::{Reader, Repo, RepoError};
+use crate::store::StoreError;
 use context::{Context, Source};
 use item::Item;
 use plan::Plan;
 use target::Dir;
 
-pub use report::{Failure, Loss, LossKind, RestoreReport};
+pub use bucket::{BucketRestoreOptions, restore_to_bucket};
+pub use report::{Failure, Loss, LossKind, RestoreReport, Unheld, UnheldPaths};
 
 /// Memory of the reader: two windows of readahead and the frames behind them.
 const READER_BYTES: usize = 112 << 20;
@@ -93,6 +96,12 @@ pub enum RestoreError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The bucket that is restored into failed.
+    #[error(transparent)]
+    Bucket(Box<StoreError>),
+    /// The bucket that is restored into has more objects than can be held in memory.
+    #[error("there are too many objects in the target: choose a prefix that has fewer, or `--overwrite always`")]
+    TooManyObjects,
     /// Somebody asked it to stop.
     #[error("stopped: what is there so far is whole, `--overwrite if-changed` goes on from it")]
     Stopped,
@@ -121,7 +130,7 @@ pub fn restore(
     monitor: &Arc<Monitor>,
 ) -> Result<RestoreReport, RestoreError> {
     let reader = repo.reader(READER_BYTES);
-    let (start, base) = runtime.block_on(find_start(repo, &reader, options))?;
+    let (start, base) = runtime.block_on(find_start(repo, &reader, options.snapshot, options.path.as_deref()))?;
     let plan = Plan::of(&reader, runtime, &start, options)?;
     if options.overwrite == Overwrite::Never && plan.in_the_way_total > 0 && !options.dry_run {
         let paths = plan.in_the_way.iter().map(|path| ByteText(below(&base, path))).collect();
@@ -156,10 +165,15 @@ pub fn restore(
     Ok(context.tally.report())
 }
 
-/// Finds what the options name, and the path in the snapshot of what lands directly in the target.
-async fn find_start(repo: &Repo, reader: &Reader, options: &RestoreOptions) -> Result<(Start, Vec<u8>), RepoError> {
-    let root: TreeRef = repo.manifest(options.snapshot).await?.root.into();
-    let Some(wanted) = &options.path else { return Ok((Start::Folder(root, None), Vec::new())) };
+/// Finds what is to be restored, and the path in the snapshot of what lands directly in the target.
+async fn find_start(
+    repo: &Repo,
+    reader: &Reader,
+    snapshot: SnapshotName,
+    path: Option<&[u8]>,
+) -> Result<(Start, Vec<u8>), RepoError> {
+    let root: TreeRef = repo.manifest(snapshot).await?.root.into();
+    let Some(wanted) = path else { return Ok((Start::Folder(root, None), Vec::new())) };
     let mut walked: Vec<&[u8]> = wanted.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".").collect();
     let node = match path::resolve(reader, root, wanted).await? {
         Found::Root(root) => return Ok((Start::Folder(root, None), Vec::new())),

@@ -33,6 +33,9 @@ pub struct RestoreReport {
     pub damaged: u64,
     /// What of the restored could not be set, one entry a kind.
     pub losses: Vec<Loss>,
+    /// What the target cannot hold by its nature, one entry a kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unheld: Vec<UnheldPaths>,
     /// In a dry run: the first paths where something is already.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub in_the_way: Vec<ByteText>,
@@ -108,6 +111,45 @@ impl std::fmt::Display for LossKind {
     }
 }
 
+/// Paths that a bucket cannot hold as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnheldPaths {
+    /// What they are.
+    pub kind: Unheld,
+    /// How many there are.
+    pub paths: u64,
+    /// The first of them, in the snapshot.
+    pub first: ByteText,
+}
+
+/// Kinds of what a bucket cannot hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unheld {
+    /// Symbolic links.
+    Links,
+    /// Devices, pipes and sockets.
+    Specials,
+    /// Folders without anything in them.
+    EmptyFolders,
+    /// Files with holes: they are put, with zeros in their place.
+    Holes,
+    /// Objects whose key is that of the folder which is restored.
+    Top,
+}
+
+impl std::fmt::Display for Unheld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Links => "symbolic links",
+            Self::Specials => "devices, pipes and sockets",
+            Self::EmptyFolders => "empty folders",
+            Self::Holes => "holes of files (zeros were put)",
+            Self::Top => "objects with the key of the restored folder itself",
+        })
+    }
+}
+
 /// A report in the making, shared by all threads.
 #[derive(Default)]
 pub(super) struct Tally {
@@ -125,6 +167,7 @@ struct Troubles {
     failures_total: u64,
     damaged: u64,
     losses: BTreeMap<LossKind, Loss>,
+    unheld: BTreeMap<Unheld, UnheldPaths>,
 }
 
 /// Adds to a counter.
@@ -148,6 +191,12 @@ impl Tally {
         troubles.losses.entry(kind).or_insert_with(first).paths += 1;
     }
 
+    pub(super) fn unhold(&self, kind: Unheld, path: impl FnOnce() -> Vec<u8>) {
+        let mut troubles = self.troubles.lock().expect("no panic while held");
+        let first = || UnheldPaths { kind, paths: 0, first: ByteText(path()) };
+        troubles.unheld.entry(kind).or_insert_with(first).paths += 1;
+    }
+
     pub(super) fn report(&self) -> RestoreReport {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut troubles = self.troubles.lock().expect("no panic while held");
@@ -162,6 +211,7 @@ impl Tally {
             failures_total: troubles.failures_total,
             damaged: troubles.damaged,
             losses: troubles.losses.into_values().collect(),
+            unheld: troubles.unheld.into_values().collect(),
             in_the_way: Vec::new(),
             in_the_way_total: 0,
         }

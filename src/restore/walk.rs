@@ -261,7 +261,7 @@ impl<'a> Walk<'a> {
 }
 
 /// Carries a panic of a task on; a task that was called off is none.
-fn resume(fetched: Result<(), tokio::task::JoinError>) {
+pub(super) fn resume(fetched: Result<(), tokio::task::JoinError>) {
     if let Err(error) = fetched
         && error.is_panic()
     {

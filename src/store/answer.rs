@@ -142,6 +142,9 @@ impl Answer {
             }
             "SignatureDoesNotMatch" => return Some("the keys do not fit: check secret_access_key"),
             "RequestTimeTooSkewed" => return Some("the clock of this machine is wrong: set it"),
+            "InvalidObjectState" => {
+                return Some("the object is in cold storage: have your provider bring it back first");
+            }
             "ExpiredToken" | "InvalidToken" => {
                 return Some("the session token has run out: get new keys");
             }

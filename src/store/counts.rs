@@ -36,6 +36,22 @@ impl StoreCounts {
             requests => requests,
         }
     }
+
+    /// Adds what another store was asked for.
+    #[must_use]
+    pub fn with(self, other: &Self) -> Self {
+        Self {
+            puts: self.puts + other.puts,
+            gets: self.gets + other.gets,
+            lists: self.lists + other.lists,
+            deletes: self.deletes + other.deletes,
+            bytes_up: self.bytes_up + other.bytes_up,
+            bytes_down: self.bytes_down + other.bytes_down,
+            bytes_passed: self.bytes_passed + other.bytes_passed,
+            http_requests: self.http_requests + other.http_requests,
+            http_retries: self.http_retries + other.http_retries,
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -64,6 +64,17 @@ impl fmt::Display for StoreLocation {
     }
 }
 
+impl StoreLocation {
+    /// The endpoint as URLs write it; empty for a folder.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        match self {
+            StoreLocation::S3 { host, port, .. } => authority(host, *port),
+            StoreLocation::Folder(_) => String::new(),
+        }
+    }
+}
+
 /// `host[:port]` as URLs write it.
 pub(crate) fn authority(host: &str, port: Option<u16>) -> String {
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };

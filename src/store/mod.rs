@@ -6,6 +6,7 @@
 //! It does not know what the bytes mean, and it reads no environment.
 
 mod answer;
+pub mod bucket;
 mod cache;
 mod counts;
 mod error;
@@ -30,6 +31,7 @@ use answer::{classify, is_range_refusal, refuses_condition};
 use counts::Counters;
 use limit::Limits;
 
+pub use bucket::Bucket;
 pub use cache::{CacheKey, CacheOptions, DiskCache, DiskCacheCounts};
 pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
@@ -139,7 +139,26 @@ pub(crate) fn open(
     counters: &Arc<Counters>,
     limits: &Limits,
 ) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let options = &patient(options, limits);
+    let s3 = open_bucket(at, &patient(options, limits), store, counters, limits)?;
+    if at.prefix.is_empty() {
+        return Ok(Arc::new(s3));
+    }
+    let failed = |error: object_store::path::Error| StoreError::Misconfigured {
+        store: store.clone(),
+        detail: error.to_string(),
+    };
+    let prefix = object_store::path::Path::parse(at.prefix).map_err(failed)?;
+    Ok(Arc::new(PrefixStore::new(s3, prefix)))
+}
+
+/// Opens all of a bucket, whatever the prefix; `options` are to be [`patient`].
+pub(crate) fn open_bucket(
+    at: &Bucket<'_>,
+    options: &S3Options,
+    store: &Arc<str>,
+    counters: &Arc<Counters>,
+    limits: &Limits,
+) -> Result<AmazonS3, StoreError> {
     let failed = |detail: String| StoreError::Misconfigured { store: store.clone(), detail };
     let builder = AmazonS3Builder::new()
         .with_bucket_name(at.bucket)
@@ -150,18 +169,14 @@ pub(crate) fn open(
         .with_retry(retry(options))
         .with_client_options(client(options))
         .with_http_connector(connector(options, counters, limits));
-    let builder = with_endpoint(builder, at, options);
+    let (endpoint, is_virtual) = endpoint(at, options);
+    let builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(is_virtual);
     let builder = with_credentials(builder, at.host, options).map_err(failed)?;
-    let s3 = builder.build().map_err(|error| failed(error.to_string()))?;
-    if at.prefix.is_empty() {
-        return Ok(Arc::new(s3));
-    }
-    let prefix = object_store::path::Path::parse(at.prefix).map_err(|error| failed(error.to_string()))?;
-    Ok(Arc::new(PrefixStore::new(s3, prefix)))
+    builder.build().map_err(|error| failed(error.to_string()))
 }
 
 /// What passes slowly because it is limited must not be taken for what hangs.
-fn patient(options: &S3Options, limits: &Limits) -> S3Options {
+pub(crate) fn patient(options: &S3Options, limits: &Limits) -> S3Options {
     let delay = |limit: &Option<Arc<Limit>>, bytes| limit.as_ref().map_or(Duration::ZERO, |limit| limit.delay(bytes));
     let (up, down) = (delay(&limits.up, OBJECT_BYTES), delay(&limits.down, OBJECT_BYTES));
     S3Options {
@@ -171,7 +186,7 @@ fn patient(options: &S3Options, limits: &Limits) -> S3Options {
     }
 }
 
-fn connector(options: &S3Options, counters: &Arc<Counters>, limits: &Limits) -> Connector {
+pub(crate) fn connector(options: &S3Options, counters: &Arc<Counters>, limits: &Limits) -> Connector {
     let paced = PacedOptions {
         use_tls: options.use_tls,
         connect_timeout: options.connect_timeout,
@@ -182,7 +197,16 @@ fn connector(options: &S3Options, counters: &Arc<Counters>, limits: &Limits) -> 
     Connector { stall_timeout: options.stall_timeout, counters: counters.clone(), paced }
 }
 
-fn with_endpoint(builder: AmazonS3Builder, at: &Bucket<'_>, options: &S3Options) -> AmazonS3Builder {
+/// The URL of the bucket itself.
+pub(crate) fn url(at: &Bucket<'_>, options: &S3Options) -> String {
+    match endpoint(at, options) {
+        (endpoint, true) => endpoint,
+        (endpoint, false) => format!("{endpoint}/{}", at.bucket),
+    }
+}
+
+/// Where requests go, and whether that names the bucket already.
+fn endpoint(at: &Bucket<'_>, options: &S3Options) -> (String, bool) {
     let scheme = if options.use_tls { "https" } else { "http" };
     let is_virtual = match options.addressing {
         Addressing::Path => false,
@@ -194,7 +218,7 @@ fn with_endpoint(builder: AmazonS3Builder, at: &Bucket<'_>, options: &S3Options)
         true => format!("{scheme}://{}.{authority}", at.bucket),
         false => format!("{scheme}://{authority}"),
     };
-    builder.with_endpoint(endpoint).with_virtual_hosted_style_request(is_virtual)
+    (endpoint, is_virtual)
 }
 
 fn with_credentials(builder: AmazonS3Builder, host: &str, options: &S3Options) -> Result<AmazonS3Builder, String> {
@@ -251,7 +275,7 @@ fn retry(options: &S3Options) -> RetryConfig {
     }
 }
 
-fn client(options: &S3Options) -> ClientOptions {
+pub(crate) fn client(options: &S3Options) -> ClientOptions {
     ClientOptions::new()
         .with_allow_http(!options.use_tls)
         .with_connect_timeout(options.connect_timeout)
@@ -285,7 +309,7 @@ const REGION_IN_HOST: [(&str, &str); 17] = [
 ];
 
 /// The region to sign for.
-fn region_of(host: &str, options: &S3Options) -> String {
+pub(crate) fn region_of(host: &str, options: &S3Options) -> String {
     let named = || {
         REGION_IN_HOST
             .iter()

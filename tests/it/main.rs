@@ -9,6 +9,7 @@
 
 mod backup;
 mod backup_cli;
+mod buckets;
 mod cache;
 mod calm;
 mod check;

@@ -1,5 +1,6 @@
 //! What several tests share.
 
+pub(crate) mod buckets;
 pub(crate) mod gate;
 pub(crate) mod kloset;
 pub(crate) mod looked;

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder as ConnectionBuilder;
+use s3s::S3;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpListener;
@@ -41,11 +42,16 @@ impl S3Server {
         std::fs::create_dir_all(options.folder.join(options.bucket))?;
         let files =
             s3s_fs::FileSystem::new(options.folder).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-        let mut builder = S3ServiceBuilder::new(files);
-        builder.set_auth(SimpleAuth::from_single(options.access_key, options.secret_key));
+        S3Server::start_over(files, (options.access_key, options.secret_key), options.port)
+    }
+
+    /// Starts to serve any storage, to whom has the key.
+    pub(crate) fn start_over(storage: impl S3, (key, secret): (&str, &str), port: u16) -> std::io::Result<S3Server> {
+        let mut builder = S3ServiceBuilder::new(storage);
+        builder.set_auth(SimpleAuth::from_single(key, secret));
         let service = builder.build();
 
-        let listener = std::net::TcpListener::bind(("127.0.0.1", options.port))?;
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let (stop, stopped) = oneshot::channel();

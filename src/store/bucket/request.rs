@@ -1,0 +1,194 @@
+//! One signed request to a bucket, repeated until it is answered or its time is up.
+//!
+//! Signs with `object_store`'s keys and signature, sends through the client below it and tells failures in its words, so
+//! that they are judged as all others. Each attempt is signed anew. It does not know what a request is for.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
+use http::{HeaderMap, Method, StatusCode};
+use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
+use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody};
+use tokio::time::Instant;
+
+/// The first pause before a request is sent again; each is twice the one before.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause: how late the end of an outage is noticed.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// An answer that is no success is read so far: what went wrong stands at its beginning.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+
+/// A request, before it is signed.
+pub(super) struct Request<'a> {
+    pub(super) method: Method,
+    /// What is asked for below the bucket; the bucket itself for `None`.
+    pub(super) key: Option<&'a str>,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// The longest body of a good answer.
+    pub(super) bytes_max: u64,
+    /// Answers that are no failures for who asks.
+    pub(super) expects: &'static [u16],
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(method: Method, key: &'a str) -> Self {
+        let (query, headers, body) = (Vec::new(), HeaderMap::new(), Bytes::new());
+        Self { method, key: Some(key), query, headers, body, bytes_max: REFUSAL_BYTES_MAX as u64, expects: &[] }
+    }
+}
+
+/// What was answered.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// How often it was asked before.
+    pub(super) repeats: usize,
+}
+
+/// Sends requests to one bucket.
+pub(super) struct Sender {
+    pub(super) http: HttpClient,
+    /// Signs; without, requests go out as they are.
+    pub(super) credentials: Option<AwsCredentialProvider>,
+    pub(super) region: String,
+    /// The bucket's URL, without a slash at its end.
+    pub(super) url: String,
+    pub(super) retries_max: usize,
+    pub(super) retry_budget: Duration,
+}
+
+/// Why there is no answer, and whether it is worth asking again.
+struct Failure {
+    error: object_store::Error,
+    again: bool,
+}
+
+impl Sender {
+    /// Sends a request and reads the answer.
+    pub(super) async fn send(&self, request: &Request<'_>) -> Result<Reply, object_store::Error> {
+        let (begun, mut pause, mut repeats) = (Instant::now(), PAUSE_FIRST, 0);
+        loop {
+            match self.attempt(request).await {
+                Ok(reply) => return Ok(Reply { repeats, ..reply }),
+                Err(Failure { error, again }) => {
+                    let is_over = repeats >= self.retries_max || begun.elapsed() + pause > self.retry_budget;
+                    if !again || is_over {
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            (pause, repeats) = (PAUSE_MAX.min(pause * 2), repeats + 1);
+        }
+    }
+
+    async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
+        let signed = self.signed(request).await.map_err(|error| Failure { error, again: false })?;
+        let response = self.http.execute(signed).await.map_err(broken)?;
+        let (parts, body) = response.into_parts();
+        let (status, is_expected) = (parts.status.as_u16(), request.expects.contains(&parts.status.as_u16()));
+        if parts.status.is_success() {
+            let body = collect(body.bytes_stream(), request.bytes_max).await.map_err(broken)?;
+            let body =
+                body.ok_or_else(|| Failure { error: other("the answer is too long".to_owned()), again: false })?;
+            return Ok(Reply { status, headers: parts.headers, body, repeats: 0 });
+        }
+        let said = collect(body.bytes_stream(), REFUSAL_BYTES_MAX as u64).await.ok().flatten().unwrap_or_default();
+        if is_expected {
+            return Ok(Reply { status, headers: parts.headers, body: said, repeats: 0 });
+        }
+        let again = matches!(status, 408 | 429 | 500..=599);
+        Err(Failure { error: refusal(parts.status, &said), again })
+    }
+
+    async fn signed(&self, request: &Request<'_>) -> Result<HttpRequest, object_store::Error> {
+        let mut url = self.url.clone();
+        url.push('/');
+        encode(request.key.unwrap_or_default(), true, &mut url);
+        for (number, (name, value)) in request.query.iter().enumerate() {
+            url.push(if number == 0 { '?' } else { '&' });
+            url.push_str(name);
+            url.push('=');
+            encode(value, false, &mut url);
+        }
+        let mut signed = HttpRequest::new(HttpRequestBody::from(request.body.clone()));
+        *signed.method_mut() = request.method.clone();
+        *signed.uri_mut() = url.parse().map_err(|error| other(format!("{url:?} is no URL: {error}")))?;
+        *signed.headers_mut() = request.headers.clone();
+        if let Some(credentials) = &self.credentials {
+            let credential = credentials.get_credential().await?;
+            AwsAuthorizer::new(&credential, "s3", &self.region).try_authorize(&mut signed, None)?;
+        }
+        Ok(signed)
+    }
+}
+
+/// Reads a body; `None` if it is longer than it may be.
+async fn collect(
+    mut parts: futures::stream::BoxStream<'static, Result<Bytes, HttpError>>,
+    bytes_max: u64,
+) -> Result<Option<Bytes>, HttpError> {
+    let mut whole = BytesMut::new();
+    while let Some(part) = parts.try_next().await? {
+        if (whole.len() + part.len()) as u64 > bytes_max {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&part);
+    }
+    Ok(Some(whole.freeze()))
+}
+
+fn broken(error: HttpError) -> Failure {
+    let again = !matches!(error.kind(), HttpErrorKind::Unknown);
+    Failure { error: object_store::Error::Generic { store: "S3", source: error.into() }, again }
+}
+
+/// Tells what a server answered as `object_store` does, by whose words answers are judged.
+fn refusal(status: StatusCode, said: &[u8]) -> object_store::Error {
+    let text = format!("Server returned non-2xx status code: {status}: {}", String::from_utf8_lossy(said));
+    match status {
+        StatusCode::NOT_FOUND => object_store::Error::NotFound { path: String::new(), source: text.into() },
+        _ => object_store::Error::Generic { store: "S3", source: text.into() },
+    }
+}
+
+/// An error in our own words.
+pub(super) fn other(text: String) -> object_store::Error {
+    object_store::Error::Generic { store: "S3", source: text.into() }
+}
+
+/// Adds a text as URLs hold it, everything but what needs no escape in a signature escaped.
+fn encode(text: &str, keeps_slashes: bool, url: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => url.push(char::from(byte)),
+            b'/' if keeps_slashes => url.push('/'),
+            byte => {
+                url.push('%');
+                url.push(char::from(HEX[usize::from(byte >> 4)]));
+                url.push(char::from(HEX[usize::from(byte & 15)]));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_escaped_but_for_their_slashes() {
+        let of = |text, keeps_slashes| {
+            let mut url = String::new();
+            encode(text, keeps_slashes, &mut url);
+            url
+        };
+        assert_eq!(of("a//b c/é+%?#&=~.txt/", true), "a//b%20c/%C3%A9%2B%25%3F%23%26%3D~.txt/");
+        assert_eq!(of("a/b+c", false), "a%2Fb%2Bc");
+    }
+}
