@@ -12,6 +12,7 @@ use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 
 use super::meta;
+use super::read::FileRead;
 use crate::repo::crypto::Secret;
 use crate::repo::id::ChunkId;
 use crate::repo::tree::Time;
@@ -41,17 +42,17 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Describes a file that was this when it was opened and did not change until it was read.
-    pub(super) fn new(path: &[u8], stat: &Stat, holes: &[(u64, u64)], chunks: &[(ChunkId, u32)]) -> Self {
-        Self {
+    /// Describes a file that was this when it was opened and did not change until it was read; `None` of what is no file.
+    pub(super) fn of(path: &[u8], read: &FileRead) -> Option<Self> {
+        Some(Self {
             path: path.to_vec(),
-            bytes: u64::try_from(stat.st_size).unwrap_or(0),
-            inode: stat.st_ino,
-            mtime: pair(meta::mtime(stat)),
-            ctime: pair(meta::ctime(stat)),
-            holes: holes.to_vec(),
-            chunks: chunks.to_vec(),
-        }
+            bytes: read.bytes,
+            inode: read.inode?,
+            mtime: pair(read.mtime),
+            ctime: pair(read.ctime),
+            holes: read.holes.clone(),
+            chunks: read.chunks.clone(),
+        })
     }
 
     /// Tells whether the file is still what it was: by the same signs as of a parent snapshot's node.

@@ -74,9 +74,9 @@ pub(super) enum Answer {
 
 /// A file that was read.
 pub(super) struct FileRead {
-    /// What the system said of it when it was opened; `None` of what is no file of its.
-    pub(super) stat: Option<Stat>,
-    /// When its content changed, and its inode, as of then.
+    /// Its inode number; `None` of what is no file.
+    pub(super) inode: Option<u64>,
+    /// When its content changed, and its inode, as of when it was opened.
     pub(super) mtime: Time,
     pub(super) ctime: Time,
     pub(super) xattrs: meta::Xattrs,
@@ -213,7 +213,7 @@ fn read_once(
     let (mtime, ctime) = (meta::mtime(&stat), meta::ctime(&stat));
     let (chunks, places, changed) = (Vec::new(), Vec::new(), false);
     let mut read =
-        FileRead { stat: Some(stat), mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed };
+        FileRead { inode: Some(stat.st_ino), mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed };
     cut_file(context, &mut file, &mut read, window, keep)?;
     let after = rustix::fs::fstat(&file)?;
     let times = |stat: &Stat| (meta::mtime(stat), meta::ctime(stat));

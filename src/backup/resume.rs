@@ -104,10 +104,10 @@ impl Journal {
 
     /// Notes that a file was read as it is, and its chunks were given to the writer.
     pub(super) fn note(&mut self, path: &[u8], read: &FileRead) {
-        if let Some(stat) = &read.stat
-            && self.folder.is_some()
+        if self.folder.is_some()
             && self.blocks.bytes() < JOURNAL_BYTES_MAX
-            && self.blocks.push(&Record::new(path, stat, &read.holes, &read.chunks))
+            && let Some(record) = Record::of(path, read)
+            && self.blocks.push(&record)
         {
             self.write();
         }

@@ -133,8 +133,8 @@ fn cut(context: &ReadContext, input: OwnedFd, answers: &Sender<Answer>) -> std::
     }
     context.monitor.file(0);
     let (xattrs, holes, places, changed) = (Vec::new(), Vec::new(), Vec::new(), false);
-    let (stat, xattr_error) = (None, None);
-    Ok(Some(FileRead { stat, mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed }))
+    let (inode, xattr_error) = (None, None);
+    Ok(Some(FileRead { inode, mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed }))
 }
 
 /// Waits until there is something to be read, or the end; `false` if everything is to stop.

@@ -184,7 +184,7 @@ fn begin(wanted: &Wanted, object: &Object) -> FileRead {
     };
     let (xattrs, is_too_much) = xattrs(wanted, object);
     FileRead {
-        stat: None,
+        inode: None,
         mtime: time(modified),
         ctime: time(modified),
         xattrs,
