@@ -17,6 +17,7 @@ mod create;
 mod env;
 mod excludes;
 mod exit;
+mod forget;
 mod kloset;
 mod ls;
 mod mount;
@@ -28,6 +29,7 @@ mod process;
 mod progress;
 mod repository;
 mod restore;
+mod retention;
 mod secret;
 mod serve;
 mod signals;
@@ -96,6 +98,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Umount(args) => umount::run(args, global, out),
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Check(args) => check::run(args, global, out),
+        Command::Forget(args) => forget::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),
     }

@@ -1,9 +1,9 @@
 //! The kloset: the format, and the files that join it to the store.
 //!
 //! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
-//! [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`], [`pending`]. The
-//! others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`]. Nothing here prints, mounts or walks
-//! folders.
+//! [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`], [`pending`],
+//! [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`], [`forget`]. Nothing here
+//! prints, mounts or walks folders.
 
 pub mod blocks;
 pub mod builder;
@@ -13,6 +13,7 @@ pub mod chunker;
 pub mod compress;
 pub mod crypto;
 pub mod error;
+pub mod forget;
 pub mod header;
 pub mod id;
 pub mod index;
@@ -24,6 +25,7 @@ pub mod pack;
 pub mod path;
 pub mod pending;
 mod places;
+pub mod policy;
 pub mod reader;
 pub mod sealed;
 pub mod snapshot;

@@ -18,6 +18,7 @@ mod excludes;
 mod exerciser;
 mod faults;
 mod fixtures;
+mod forget;
 mod fresh;
 mod kill;
 mod model;
