@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use super::env::Environment;
-use super::{backup, cat, check, config_cmd, create, forget, ls, mount, restore, systemd, umount, words};
+use super::{backup, cat, check, config_cmd, create, forget, key, ls, mount, restore, systemd, umount, words};
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
 #[derive(Debug, Parser)]
@@ -90,6 +90,8 @@ pub(crate) enum Command {
     Check(check::CheckArgs),
     /// Removes snapshots by policy or by name; shows a plan until told to apply it.
     Forget(forget::ForgetArgs),
+    /// Lists, adds, changes and removes passphrases and key files.
+    Key(key::KeyArgs),
     /// Reads and changes the config.
     Config(config_cmd::ConfigArgs),
     /// Short for `config repository`.

@@ -70,6 +70,9 @@ pub(crate) fn run(args: BackupArgs, global: &Global, out: &mut Output) -> Result
     }
     let kloset = Kloset::open(global)?.with_cache(&args.cache, global);
     let options = options(args, global, kloset.folder())?;
+    if !kloset.repo.keys.can_read() {
+        out.note("this key can only write: no earlier snapshot can be compared with, and every file is read");
+    }
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = signals::watch(&monitor, progress.state())?;

@@ -112,6 +112,7 @@ impl From<RepoError> for CliError {
             RepoError::Damaged { .. } | RepoError::Header(_) => Exit::Damaged,
             RepoError::KlosetExists(_)
             | RepoError::Slot(_)
+            | RepoError::KeySlot { .. }
             | RepoError::WriteOnly
             | RepoError::NoSnapshot(_)
             | RepoError::AmbiguousSnapshot(_)

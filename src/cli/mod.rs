@@ -18,6 +18,7 @@ mod env;
 mod excludes;
 mod exit;
 mod forget;
+mod key;
 mod kloset;
 mod ls;
 mod mount;
@@ -99,6 +100,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Check(args) => check::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
+        Command::Key(args) => key::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),
     }

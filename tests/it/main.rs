@@ -20,6 +20,7 @@ mod faults;
 mod fixtures;
 mod forget;
 mod fresh;
+mod key;
 mod kill;
 mod model;
 mod mount;
