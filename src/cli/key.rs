@@ -11,6 +11,7 @@ use super::output::Output;
 use super::process;
 use super::repository::ResolvedRepository;
 use super::secret::{Ask, NewSecretArgs};
+use super::strength::StrengthArgs;
 use crate::cpu::Cpu;
 use crate::env::Env;
 use crate::repo::RepoError;
@@ -55,6 +56,8 @@ struct AddArgs {
     /// Its holder can add backups and read nothing, not even those.
     #[arg(long)]
     write_only: bool,
+    #[command(flatten)]
+    strength: StrengthArgs,
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +67,8 @@ struct PasswdArgs {
     /// Whose it is [the label before].
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
+    #[command(flatten)]
+    strength: StrengthArgs,
 }
 
 /// Runs the command.
@@ -79,13 +84,13 @@ pub(crate) fn run(args: KeyArgs, global: &Global, out: &mut Output) -> Result<Ex
         KeyCommand::Ls => list(&slots, out),
         KeyCommand::Add(args) => {
             let kind = if args.write_only { SlotKind::WriteOnly } else { SlotKind::Full };
-            let new = new_secret(&args.new, &resolved)?;
+            let new = new_secret((&args.new, args.strength), &resolved)?;
             let new = NewSlot { secret: &new, cost: ARGON2_RECOMMENDED, label: &args.label };
             let id = runtime.block_on(slots.add(kind, &new)).map_err(explain)?;
             tell("added", id, out)
         }
         KeyCommand::Passwd(args) => {
-            let new = new_secret(&args.new, &resolved)?;
+            let new = new_secret((&args.new, args.strength), &resolved)?;
             let label = args.label.unwrap_or_else(|| slots.own.label.clone());
             let new = NewSlot { secret: &new, cost: ARGON2_RECOMMENDED, label: &label };
             let id = runtime.block_on(slots.replace(&new)).map_err(explain)?;
@@ -100,8 +105,13 @@ pub(crate) fn run(args: KeyArgs, global: &Global, out: &mut Output) -> Result<Ex
     }
 }
 
-fn new_secret(args: &NewSecretArgs, resolved: &ResolvedRepository) -> Result<SlotSecret, CliError> {
-    slot_secret(args.find(&resolved.label())?.value)
+fn new_secret(
+    (new, strength): (&NewSecretArgs, StrengthArgs),
+    resolved: &ResolvedRepository,
+) -> Result<SlotSecret, CliError> {
+    let secret = slot_secret(new.find(&resolved.label())?.value)?;
+    strength.judge(&secret)?;
+    Ok(secret)
 }
 
 fn tell(what: &str, id: SlotId, out: &mut Output) -> Result<Exit, CliError> {

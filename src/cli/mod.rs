@@ -36,6 +36,7 @@ mod serve;
 mod signals;
 mod size;
 mod sources;
+mod strength;
 mod systemd;
 mod umount;
 mod words;

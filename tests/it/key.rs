@@ -186,6 +186,9 @@ fn secrets_are_added_changed_and_removed() {
     local.says("full", &["key", "passwd"], 2, "the new secret is not said");
     local.says("full", &["key", "add", "--new-key-file", "phrase"], 2, "64 hex digits");
     local.says("other", &["key", "passwd", "--new-key-file", "writer"], 12, "wrong passphrase or key file");
+    local.home.file("weak", "secret");
+    local.says("full", &["key", "passwd", "--new-passphrase-file", "weak"], 2, "easy to guess");
+    local.says("full", &["create", "-r", "new", "--passphrase-file", "weak"], 2, "easy to guess");
     local.says("full", &["key", "passwd", "--new-passphrase-file", "phrase"], 0, "can open this kloset for ever");
     local.says("full", &["ls"], 12, "wrong passphrase or key file");
     let added = local.says("phrase", &["key", "add", "--new-key-file", "other", "--json"], 0, "key_added");
