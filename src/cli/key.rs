@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::args::Global;
-use super::exit::{CliError, Exit};
+use super::exit::{CliError, Exit, exit_of};
 use super::kloset::slot_secret;
 use super::names::safe;
 use super::output::Output;
@@ -18,6 +18,7 @@ use crate::repo::RepoError;
 use crate::repo::id::SlotId;
 use crate::repo::keyslot::{ARGON2_RECOMMENDED, Kdf, KeySlot, NewSlot, SlotKind, SlotSecret};
 use crate::repo::slots::OpenSlots;
+use crate::store::StoreError;
 
 /// What removing a slot does not do.
 const KEPT: &str = "who kept a copy of the old key slot and knows its secret can open this kloset for ever: if a secret is \
@@ -93,7 +94,8 @@ pub(crate) fn run(args: KeyArgs, global: &Global, out: &mut Output) -> Result<Ex
             let new = new_secret((&args.new, args.strength), &resolved)?;
             let label = args.label.unwrap_or_else(|| slots.own.label.clone());
             let new = NewSlot { secret: &new, cost: ARGON2_RECOMMENDED, label: &label };
-            let id = runtime.block_on(slots.replace(&new)).map_err(explain)?;
+            let (id, deleted) = runtime.block_on(slots.replace(&new)).map_err(explain)?;
+            deleted.map_err(|error| resolved.explain(both_open(id, slots.own.id, &error)))?;
             out.note(KEPT);
             tell("changed", id, out)
         }
@@ -112,6 +114,16 @@ fn new_secret(
     let secret = slot_secret(new.find(&resolved.label())?.value)?;
     strength.judge(&secret)?;
     Ok(secret)
+}
+
+fn both_open(new: SlotId, old: SlotId, error: &StoreError) -> CliError {
+    let (new, old) = (new.short(), old.short());
+    CliError::new(
+        exit_of(error),
+        format!(
+            "key slot {new} is there, but {old} is not deleted, and both open the kloset: `key rm {old}` later: {error}"
+        ),
+    )
 }
 
 fn tell(what: &str, id: SlotId, out: &mut Output) -> Result<Exit, CliError> {

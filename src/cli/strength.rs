@@ -11,7 +11,7 @@ use super::exit::CliError;
 use crate::repo::keyslot::SlotSecret;
 
 /// Words that a guesser of ours tries first.
-const OUR_WORDS: [&str; 3] = ["kloset", "mount", "backup"];
+const OUR_WORDS: [&str; 3] = ["kloset", "kloset-mount", "backup"];
 
 /// What may be said about a new passphrase.
 #[derive(Clone, Copy, Debug, Default, Args)]

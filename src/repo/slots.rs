@@ -14,7 +14,7 @@ use super::keyslot::{KeySlot, NewSlot, SLOT_BYTES_MAX, SlotError, SlotKind, Slot
 use super::{RepoError, layout};
 use crate::cpu::Cpu;
 use crate::env::Env;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// The most key slots that are tried.
 const SLOTS_MAX: usize = 256;
@@ -122,16 +122,16 @@ impl<'a> OpenSlots<'a> {
         Ok(slot.id)
     }
 
-    /// Puts a slot of the same kind under a new secret in the place of the one that was opened, and returns its id. A
-    /// crash in between leaves both.
+    /// Puts a slot of the same kind under a new secret in the place of the one that was opened. A crash in between leaves
+    /// both, and so does a store that does not delete, which is told beside the new slot's id.
     ///
     /// # Errors
     /// As [`OpenSlots::add`]; a write-only slot can be replaced by its own holder.
-    pub async fn replace(&self, new: &NewSlot<'_>) -> Result<SlotId, RepoError> {
+    pub async fn replace(&self, new: &NewSlot<'_>) -> Result<(SlotId, Result<(), StoreError>), RepoError> {
         let slot = self.make(self.own.kind, new).await?;
         self.put(&slot, new.secret).await?;
-        self.store.delete(&layout::slot_name(self.own.id)).await?;
-        Ok(slot.id)
+        let deleted = self.store.delete(&layout::slot_name(self.own.id)).await;
+        Ok((slot.id, deleted))
     }
 
     /// Removes the slot whose id begins so, be it damaged; not the one that was opened. Two who remove each other's at

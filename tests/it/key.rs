@@ -1,15 +1,17 @@
 //! Key slots: a crash at any moment locks nobody out, and the program says what it does and refuses.
 
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use kloset_mount::repo::RepoError;
 use kloset_mount::repo::id::SlotId;
 use kloset_mount::repo::keyslot::{ARGON2_RECOMMENDED, NewSlot, SlotKind, SlotSecret};
 use kloset_mount::repo::slots::OpenSlots;
+use object_store::memory::InMemory;
 use serde_json::Value;
 
 use crate::support::kloset::{Kloset, runtime};
-use crate::support::stores::Recording;
+use crate::support::stores::{Fault, Faulty, Operation, Recording, Rule};
 use crate::support::tree::Source;
 
 fn secret(byte: &str) -> SlotSecret {
@@ -52,7 +54,7 @@ fn a_crash_while_slots_change_locks_nobody_out() {
     let created = recording.mark();
     let id = add(&kloset, SlotKind::Full, &second);
     let added = recording.mark();
-    change(&kloset, &first(), async |slots| slots.replace(&new(&third, "third")).await.unwrap());
+    change(&kloset, &first(), async |slots| slots.replace(&new(&third, "third")).await.unwrap().1.unwrap());
     let replaced = recording.mark();
     change(&kloset, &third, async |slots| slots.remove(&id.to_string()[..6]).await.unwrap());
     let removed = recording.mark();
@@ -82,7 +84,7 @@ fn the_slot_that_opened_the_kloset_is_not_removed() {
     assert!(matches!(refused, Err(RepoError::WriteOnly)));
     let refused = change(&kloset, &writer, async |slots| slots.add(SlotKind::WriteOnly, &new(&first(), "")).await);
     assert!(matches!(refused, Err(RepoError::WriteOnly)));
-    let changed = change(&kloset, &writer, async |slots| slots.replace(&new(&secret("0b"), "w")).await.unwrap());
+    let changed = change(&kloset, &writer, async |slots| slots.replace(&new(&secret("0b"), "w")).await.unwrap().0);
     let all = change(&kloset, &first(), async |slots| slots.all.slots);
     assert!(all.iter().all(|slot| slot.id != id) && all.len() == 3);
     assert!(all.iter().any(|slot| slot.id == changed && slot.kind == SlotKind::WriteOnly), "its kind stays");
@@ -105,6 +107,18 @@ fn two_who_remove_each_others_slots_leave_both() {
         assert!(refused.to_string().contains("was removed meanwhile"), "{refused}");
     });
     assert!(Kloset::open_with(recording, &second).is_ok(), "and the way in that is left stays");
+}
+
+#[test]
+fn a_change_whose_old_slot_cannot_be_deleted_says_so_and_both_open() {
+    let faulty = Faulty::new(Arc::new(InMemory::new()), 1, 0);
+    let kloset = Kloset::create(faulty.clone());
+    let rule = Rule { operation: Operation::Delete, prefix: "keys/", calls: 0..9, one_in: 1, fault: Fault::Before };
+    faulty.set(&[rule]);
+    let second = secret("08");
+    let (_, deleted) = change(&kloset, &first(), async |slots| slots.replace(&new(&second, "")).await.unwrap());
+    assert!(deleted.is_err());
+    assert!(Kloset::open_with(faulty.clone(), &first()).is_ok() && Kloset::open_with(faulty, &second).is_ok());
 }
 
 /// A kloset in a folder, and key files.
