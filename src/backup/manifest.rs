@@ -59,7 +59,8 @@ pub(super) async fn find_parent(
     paths: &[ByteText],
 ) -> Result<Option<(SnapshotName, Manifest)>, RepoError> {
     if !repo.keys.can_read() {
-        return Ok(None);
+        let compares = options.parent.is_some() || options.skip_if_unchanged;
+        return if compares { Err(RepoError::WriteOnly) } else { Ok(None) };
     }
     if let Some(spec) = &options.parent {
         let name = repo.resolve(spec).await?;

@@ -126,6 +126,9 @@ fn back_up(args: BackupArgs, global: &Global, out: &mut Output, made: &mut Made)
         options.paths.clear();
         options.bucket = Some(named.source(&kloset)?);
     }
+    if !kloset.repo.keys.can_read() {
+        out.note("this key can only write: no earlier snapshot can be compared with, and every file is read");
+    }
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::start(&monitor, out, "backing up");
     let signals = signals::watch(&monitor, progress.state())?;

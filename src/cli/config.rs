@@ -13,6 +13,7 @@ use super::args::Global;
 use super::config_file::{ConfigFile, LoadError};
 use super::env::Environment;
 use super::exit::CliError;
+use super::retention::NamedPolicy;
 
 /// Everything that may be said about a repository.
 pub(crate) const KEYS: [&str; 18] = [
@@ -148,11 +149,21 @@ impl Config {
         if let Some(entry) = self.files.iter().find_map(|file| file.entry(name)) {
             return Ok(entry);
         }
-        let files: Vec<String> = self.searched.iter().map(|path| format!("{path:?}")).collect();
-        let files = files.join(" nor in ");
+        let files = self.searched();
         Err(CliError::usage(format!(
             "repository {name:?} is not in config file {files}: make it with `kloset-mount config repository create {name}`"
         )))
+    }
+
+    /// What is kept by a policy.
+    pub(crate) fn policy(&self, name: &str) -> Result<NamedPolicy, CliError> {
+        let missing = || CliError::usage(format!("there is no [policies.{name}] in config file {}", self.searched()));
+        self.files.iter().find_map(|file| file.policy(name)).ok_or_else(missing)
+    }
+
+    fn searched(&self) -> String {
+        let files: Vec<String> = self.searched.iter().map(|path| format!("{path:?}")).collect();
+        files.join(" nor in ")
     }
 
     /// All repositories; of two with one name the first counts.

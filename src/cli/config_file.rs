@@ -13,6 +13,7 @@ use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 
 use super::config::{KEYS, RepositoryEntry, is_secret};
 use super::exit::CliError;
+use super::retention::{self, NamedPolicy};
 
 /// A config is a few kilobytes; what is larger is not one.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -66,12 +67,10 @@ impl ConfigFile {
         for (key, item) in self.document.iter() {
             let known = match key {
                 "default" => item.is_str(),
-                "repositories" => item.is_table_like(),
+                "repositories" | "policies" => item.is_table_like(),
                 _ => {
-                    return Err(wrong(
-                        path,
-                        format!("key {key:?} is not known: there are default and [repositories.NAME]"),
-                    ));
+                    let known = "default, [repositories.NAME] and [policies.NAME]";
+                    return Err(wrong(path, format!("key {key:?} is not known: there are {known}")));
                 }
             };
             if !known {
@@ -90,7 +89,17 @@ impl ConfigFile {
                 }
             }
         }
+        let policies = self.document.get("policies").map(retention::named).unwrap_or_default();
+        for (name, policy) in policies {
+            policy.map_err(|error| wrong(path, format!("[policies.{name}]: {error}")))?;
+        }
         Ok(())
+    }
+
+    /// What is kept by the policy of that name.
+    pub(crate) fn policy(&self, name: &str) -> Option<NamedPolicy> {
+        let policies = retention::named(self.document.get("policies")?);
+        policies.into_iter().find(|(other, _)| other == name)?.1.ok()
     }
 
     /// Names of the repositories in the order of the file.

@@ -6,6 +6,7 @@ use super::args::Global;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::output::Output;
+use super::strength::StrengthArgs;
 use crate::repo::CreateOptions;
 
 /// Creates a kloset in the repository that `-r`, `at` or the config names.
@@ -17,12 +18,14 @@ pub(crate) struct CreateArgs {
     /// Label of the first key slot: whose it is.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub label: String,
+    #[command(flatten)]
+    pub strength: StrengthArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: CreateArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
     let options = CreateOptions { label: args.label, ..CreateOptions::default() };
-    let kloset = Kloset::create(global, &options)?;
+    let kloset = Kloset::create(global, &options, args.strength)?;
     let (id, store) = (kloset.repo.header.id, kloset.repo.store.description());
     if out.is_json() {
         out.json(&serde_json::json!({"message_type": "created", "id": id, "location": store}))?;

@@ -11,6 +11,7 @@ use super::exit::{CliError, Exit};
 use super::process;
 use super::repository::ResolvedRepository;
 use super::secret::{Ask, Unlock};
+use super::strength::StrengthArgs;
 use crate::cpu::Cpu;
 use crate::env::Env;
 use crate::repo::keyslot::SlotSecret;
@@ -50,9 +51,10 @@ impl Kloset {
     }
 
     /// Makes a new kloset.
-    pub(crate) fn create(global: &Global, options: &CreateOptions) -> Result<Self, CliError> {
+    pub(crate) fn create(global: &Global, options: &CreateOptions, strength: StrengthArgs) -> Result<Self, CliError> {
         let resolved = ResolvedRepository::resolve(global)?;
         let secret = slot_secret(resolved.unlock(global, Ask::Twice)?.value)?;
+        strength.judge(&secret)?;
         let (runtime, env) = (process::runtime()?, Env::system());
         let cpu = Cpu::new(env.parallelism);
         let store = resolved.create_store()?;
@@ -112,6 +114,7 @@ impl From<RepoError> for CliError {
             RepoError::Damaged { .. } | RepoError::Header(_) => Exit::Damaged,
             RepoError::KlosetExists(_)
             | RepoError::Slot(_)
+            | RepoError::KeySlot { .. }
             | RepoError::WriteOnly
             | RepoError::NoSnapshot(_)
             | RepoError::AmbiguousSnapshot(_)

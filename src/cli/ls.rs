@@ -90,7 +90,7 @@ fn is_wanted(manifest: &Manifest, args: &LsArgs) -> bool {
     args.host.as_ref().is_none_or(|host| *host == manifest.host) && args.tag.iter().all(|t| manifest.tags.contains(t))
 }
 
-fn snapshot_json(name: SnapshotName, manifest: &Manifest) -> Value {
+pub(super) fn snapshot_json(name: SnapshotName, manifest: &Manifest) -> Value {
     json!({
         "id": name.id,
         "short_id": name.id.short(),

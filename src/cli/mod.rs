@@ -19,6 +19,8 @@ mod create;
 mod env;
 mod excludes;
 mod exit;
+mod forget;
+mod key;
 mod kloset;
 mod lacks;
 mod ls;
@@ -32,12 +34,14 @@ mod progress;
 mod prometheus;
 mod repository;
 mod restore;
+mod retention;
 mod secret;
 mod serve;
 mod signals;
 mod size;
 mod sources;
 mod status;
+mod strength;
 mod systemd;
 mod umount;
 mod words;
@@ -102,6 +106,8 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Status(args) => status::run(&args, global, out),
         Command::Check(args) => check::run(args, global, out),
+        Command::Forget(args) => forget::run(args, global, out),
+        Command::Key(args) => key::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),
     }

@@ -10,6 +10,8 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use clap::Args;
+
 use crate::store::{AMBIENT_VARIABLES, S3Options, Secret};
 
 use super::args::GlobalArgs;
@@ -38,6 +40,42 @@ pub(crate) enum Ask {
     Once,
     /// To make something new, where a slip of the finger would lock it for ever.
     Twice,
+}
+
+/// Where the secret of a new key slot comes from, if nobody is to be asked for it.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct NewSecretArgs {
+    /// File that holds the new passphrase.
+    #[arg(long, value_name = "FILE", group = "new_secret")]
+    pub(crate) new_passphrase_file: Option<PathBuf>,
+    /// Command that prints the new passphrase.
+    #[arg(long, value_name = "COMMAND", group = "new_secret")]
+    pub(crate) new_passphrase_command: Option<String>,
+    /// New key file: 64 hex digits.
+    #[arg(long, value_name = "FILE", group = "new_secret")]
+    pub(crate) new_key_file: Option<PathBuf>,
+}
+
+impl NewSecretArgs {
+    /// Finds the new secret; asks twice on the terminal if none is named.
+    pub(crate) fn find(&self, what: &str) -> Result<Found<Unlock>, CliError> {
+        let found = match (&self.new_passphrase_file, &self.new_passphrase_command, &self.new_key_file) {
+            (Some(path), ..) => passphrase_file(path, "--new-passphrase-file")?,
+            (_, Some(command), _) => passphrase_command(command, "--new-passphrase-command")?,
+            (.., Some(path)) => key_file(path, "--new-key-file")?,
+            _ if !std::io::stdin().is_terminal() => {
+                let ways = "--new-passphrase-file, --new-passphrase-command or --new-key-file";
+                return Err(CliError::usage(format!(
+                    "the new secret is not said: give {ways}; there is no terminal to ask on"
+                )));
+            }
+            _ => None,
+        };
+        match found {
+            Some(found) => not_empty(found),
+            None => not_empty(prompt(&format!("the new key slot of {what}"), Ask::Twice)?),
+        }
+    }
 }
 
 /// A value and where it was found.

@@ -98,6 +98,7 @@ fn repo_errno(error: &RepoError) -> Errno {
         | RepoError::Header(_)
         | RepoError::WrongSecret { .. }
         | RepoError::Slot(_)
+        | RepoError::KeySlot { .. }
         | RepoError::TooLong { .. }
         | RepoError::AmbiguousSnapshot(_)
         | RepoError::Pruned(_) => Errno::IO,

@@ -33,6 +33,14 @@ pub enum RepoError {
     /// A key slot cannot be made.
     #[error(transparent)]
     Slot(Arc<SlotError>),
+    /// A key slot that was named cannot be removed.
+    #[error("key slot \"{slot}\": {problem}")]
+    KeySlot {
+        /// As it was named.
+        slot: String,
+        /// Why not.
+        problem: String,
+    },
     /// An object is not what it should be, or not there.
     #[error("{object}: {problem}: run `kloset-mount check` to see what else is damaged")]
     Damaged {

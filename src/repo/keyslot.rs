@@ -77,7 +77,9 @@ pub enum SlotKind {
 }
 
 impl SlotKind {
-    fn name(self) -> &'static str {
+    /// Returns what it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::WriteOnly => "write-only",

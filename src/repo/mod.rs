@@ -1,9 +1,9 @@
 //! The kloset: the format, and the files that join it to the store.
 //!
-//! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`], [`bucket_names`],
-//! [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`], [`pending`]. The
-//! others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`]. Nothing here prints, mounts or walks
-//! folders.
+//! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
+//! [`bucket_names`], [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`],
+//! [`pending`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`], [`forget`],
+//! [`slots`]. Nothing here prints, mounts or walks folders.
 
 pub mod blocks;
 pub mod bucket_names;
@@ -14,6 +14,7 @@ pub mod chunker;
 pub mod compress;
 pub mod crypto;
 pub mod error;
+pub mod forget;
 pub mod header;
 pub mod id;
 pub mod index;
@@ -25,8 +26,10 @@ pub mod pack;
 pub mod path;
 pub mod pending;
 mod places;
+pub mod policy;
 pub mod reader;
 pub mod sealed;
+pub mod slots;
 pub mod snapshot;
 pub mod tree;
 mod tree_wire;
@@ -38,10 +41,10 @@ use crate::cpu::Cpu;
 use crate::env::Env;
 use crate::store::{CacheOptions, DiskCache, Store, StoreError};
 use crypto::{Keys, Secret};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use header::{ChunkerSettings, CompressionSettings, HEADER_BYTES_MAX, Header};
 use id::KlosetId;
-use keyslot::{ARGON2_RECOMMENDED, Argon2, KeySlot, NewSlot, SLOT_BYTES_MAX, SlotError, SlotSecret};
+use keyslot::{ARGON2_RECOMMENDED, Argon2, KeySlot, NewSlot, SlotSecret};
 use layout::SnapshotName;
 use snapshot::{MANIFEST_BYTES_MAX, Manifest};
 
@@ -50,8 +53,6 @@ pub use reader::Reader;
 
 /// Bytes that the caches of a reader take unless told otherwise.
 pub const READER_BYTES_DEFAULT: usize = 128 << 20;
-/// The most key slots that are tried.
-const SLOTS_MAX: usize = 256;
 /// Manifests fetched at once.
 const FETCHES: usize = 16;
 
@@ -132,20 +133,8 @@ impl Repo {
     /// # Errors
     /// [`RepoError::NoKloset`], [`RepoError::WrongSecret`], [`RepoError::Header`], or what the store says.
     pub async fn open(store: Store, secret: &SlotSecret, env: Env, cpu: Cpu) -> Result<Self, RepoError> {
-        let (header, slots) = futures::join!(store.get(layout::HEADER, HEADER_BYTES_MAX), store.list(layout::KEYS));
-        let header = match header {
-            Err(StoreError::NotFound { .. } | StoreError::NoFolder { .. }) => {
-                return Err(RepoError::NoKloset(store.description().to_owned()));
-            }
-            header => Header::decode(&header?)?,
-        };
-        let names = slots?.into_iter().map(|o| o.name).filter(|n| layout::parse_slot(n).is_some()).take(SLOTS_MAX);
-        let fetched = names.map(|name| {
-            let store = store.clone();
-            async move { store.get(&name, SLOT_BYTES_MAX).await.map(|content| (name, content)) }
-        });
-        let fetched: Vec<_> = futures::stream::iter(fetched).buffered(FETCHES).try_collect().await?;
-        let keys = open_slots(&fetched, secret, &header, &cpu).await?;
+        let (header, fetched) = header_and_slots(&store).await?;
+        let (_, keys) = slots::open(&slots::decode(&fetched, header.id), secret, &cpu).await?;
         header.verify(&keys)?;
         Ok(Self { cached: store.clone(), store, keys: keys.into(), header: header.into(), env, cpu })
     }
@@ -250,39 +239,16 @@ async fn put_header(store: &Store, header: bytes::Bytes) -> Result<bool, RepoErr
     }
 }
 
-/// Tries every slot on the secret, off the async threads: a passphrase takes about 100 ms a slot.
-async fn open_slots(
-    fetched: &[(String, bytes::Bytes)],
-    secret: &SlotSecret,
-    header: &Header,
-    cpu: &Cpu,
-) -> Result<Keys, RepoError> {
-    let mut problem = None;
-    let mut tried = 0;
-    for (name, content) in fetched {
-        let slot = match KeySlot::decode(content) {
-            Ok(slot) if slot.kloset == header.id && layout::slot_name(slot.id) == *name => slot,
-            Ok(_) => {
-                problem = Some(RepoError::damaged(name, "it is another kloset's or another slot's"));
-                continue;
-            }
-            Err(error) => {
-                problem = Some(RepoError::damaged(name, error));
-                continue;
-            }
-        };
-        let secret = secret.clone();
-        match cpu.run(move || slot.open(&secret)).await {
-            Ok(keys) => return Ok(keys),
-            Err(SlotError::WrongSecret | SlotError::OtherKind(_)) => tried += 1,
-            Err(error) => problem = Some(RepoError::damaged(name, error)),
+/// Fetches header and key slots side by side.
+async fn header_and_slots(store: &Store) -> Result<(Header, slots::Fetched), RepoError> {
+    let (header, slots) = futures::join!(store.get(layout::HEADER, HEADER_BYTES_MAX), slots::fetch(store));
+    let header = match header {
+        Err(StoreError::NotFound { .. } | StoreError::NoFolder { .. }) => {
+            return Err(RepoError::NoKloset(store.description().to_owned()));
         }
-    }
-    match problem {
-        Some(problem) if tried == 0 => Err(problem),
-        None if fetched.is_empty() => Err(RepoError::damaged("keys/", "there is no key slot")),
-        _ => Err(RepoError::WrongSecret { slots: tried }),
-    }
+        header => Header::decode(&header?)?,
+    };
+    Ok((header, slots?))
 }
 
 fn resolve_in(names: &[SnapshotName], spec: &str) -> Result<SnapshotName, RepoError> {
