@@ -80,7 +80,7 @@ fn what_a_forget_reports_as_gone_is_gone_and_nothing_else() {
     let forgotten = keep_last(&kloset, 1);
     assert!(forgotten.failure.is_some());
     let left: BTreeSet<_> = kloset.snapshots().unwrap().into_iter().collect();
-    assert!(!forgotten.names.is_empty() && left.len() > 1, "it stopped in the middle: {left:?}");
+    assert!(!forgotten.names.is_empty() && left.len() > 4, "it stopped in the middle: {left:?}");
     for (name, _) in &taken {
         assert_ne!(left.contains(name), forgotten.names.contains(name), "{name:?}");
     }
