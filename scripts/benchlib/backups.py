@@ -15,7 +15,7 @@ def backup(bench, tool):
         bench.add("stored", tool, Sample(megabytes(bench.made[tool.name, "src", False].path)))
     with bench.rows(tool, "backup-again"):
         repo = bench.repo(tool, "src", s3=False)
-        bench.add("backup-again", tool, bench.run(tool, repo, tool.backup(repo, bench.paths["src"])))
+        bench.add("backup-again", tool, bench.back_up(tool, repo, "src"))
     with bench.rows(tool, "backup-rand"):
         bench.add("backup-rand", tool, bench.first_backup(tool, "rand", s3=False))
     if tool.s3 and bench.bucket:

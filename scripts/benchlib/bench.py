@@ -45,10 +45,15 @@ class Bench:
         repo = tools.Repo(name, self.new_home(), self.bucket) if s3 else tools.Repo(str(self.work / name), self.new_home())
         for argv in [*tool.configure(repo), *tool.init(repo)]:
             self.run(tool, repo, argv)
-        sample = self.run(tool, repo, tool.backup(repo, self.paths[what]))
+        sample = self.back_up(tool, repo, what)
         self.peaks.append(sample.peak_mb)
         self.made[tool.name, what, s3] = repo
         return sample
+
+    def back_up(self, tool, repo, what):
+        """Backs up `what`, which the kernel has read just before: it may have let go of it since the step before."""
+        warm(self.paths[what])
+        return self.run(tool, repo, tool.backup(repo, self.paths[what]))
 
     def repo(self, tool, what, s3):
         """A repository that holds a backup of `what`: from an earlier row, or made for this one."""
@@ -96,6 +101,7 @@ class Bench:
     def transfer(self, direction, port):
         argv = [sys.executable, str(LIB / "bucket.py"), direction, f"{self.paths['rand']}/random.bin"]
         env = {**os.environ, **self.bucket.env(), "FLOOR_PORT": str(port), "FLOOR_BUCKET": self.bucket.name}
+        warm(self.paths["rand"])
         settle()
         return float(subprocess.run(argv, env=env, check=True, capture_output=True, text=True).stdout)
 

@@ -6,7 +6,7 @@ Mounts are looked at over the slow network, as in the group `mount`; backups are
 import subprocess
 from pathlib import Path
 
-from benchlib.bench import NETWORKS_MS, drop_caches, megabytes, warm
+from benchlib.bench import NETWORKS_MS, drop_caches, megabytes
 from benchlib.run import Sample
 from benchlib.scale_data import change_image, make_image
 
@@ -30,7 +30,6 @@ def scale(bench, tool):
 
 def many_files(bench, tool):
     with bench.rows(tool, "scale-files", "scale-files-again", "scale-files-more"):
-        warm(bench.paths["files"])
         bench.add("scale-files", tool, bench.first_backup(tool, "files", s3=False))
         bench.add("scale-files-again", tool, second_backup(bench, tool, "files"))
         new = Path(bench.paths["files"], "new.txt")
@@ -58,7 +57,7 @@ def image(bench, tool):
 
 def second_backup(bench, tool, what):
     repo = bench.repo(tool, what, s3=False)
-    sample = bench.run(tool, repo, tool.backup(repo, bench.paths[what]))
+    sample = bench.back_up(tool, repo, what)
     bench.peaks.append(sample.peak_mb)
     return sample
 
