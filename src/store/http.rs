@@ -156,7 +156,7 @@ fn date(response: &HttpResponse) -> Option<i64> {
 }
 
 /// Milliseconds since 1970 of a time in a header.
-fn parse_date(text: &str) -> Option<i64> {
+pub(super) fn parse_date(text: &str) -> Option<i64> {
     let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
     Some(date.as_millisecond())
 }
