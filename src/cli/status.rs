@@ -18,7 +18,7 @@ use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::names::safe;
 use super::output::Output;
-use crate::repo::RepoError;
+use crate::repo::forget::{Found, Snapshot, find_all};
 use crate::repo::layout::{self, SnapshotName};
 use crate::repo::snapshot::{ByteText, Manifest};
 
@@ -88,27 +88,16 @@ pub(crate) fn run(args: &StatusArgs, global: &Global, out: &mut Output) -> Resul
 
 /// Opens every manifest; what is damaged is told and counts for nothing.
 fn find(kloset: &Kloset, args: &StatusArgs, out: &mut Output) -> Result<(Backups, Exit), CliError> {
-    let explain = |error: RepoError| kloset.resolved.explain(error.into());
-    let (put, manifests) = kloset.runtime.block_on(async {
-        let objects = kloset.repo.store.list(layout::SNAPSHOTS).await.map_err(|error| explain(error.into()))?;
-        let put = objects.iter().filter_map(|o| Some((SnapshotName::parse(&o.name)?, o.modified_unix_ms)));
-        let put: BTreeMap<SnapshotName, i64> = put.collect();
-        let names: Vec<SnapshotName> = put.keys().copied().collect();
-        Ok::<_, CliError>((put, kloset.repo.manifests(&names).await))
-    })?;
-    let (mut backups, mut exit) = (Backups::new(), Exit::Done);
-    for (name, manifest) in manifests {
-        match manifest {
-            Ok(manifest) if fits(&manifest, args) => add(&mut backups, manifest, (name, put[&name])),
-            Ok(_) | Err(RepoError::NoSnapshot(_)) => {} // forgotten since it was listed
-            Err(error @ RepoError::Damaged { .. }) => {
-                out.warn(&error);
-                exit = Exit::Damaged;
-            }
-            Err(error) => return Err(explain(error)),
+    let found = kloset.runtime.block_on(find_all(&kloset.repo));
+    let Found { snapshots, damaged } = found.map_err(|error| kloset.resolved.explain(error.into()))?;
+    damaged.iter().for_each(|(_, error)| out.warn(error));
+    let mut backups = Backups::new();
+    for Snapshot { name, put_unix_ms, manifest } in snapshots {
+        if fits(&manifest, args) {
+            add(&mut backups, manifest, (name, put_unix_ms));
         }
     }
-    Ok((backups, exit))
+    Ok((backups, if damaged.is_empty() { Exit::Done } else { Exit::Damaged }))
 }
 
 fn fits(manifest: &Manifest, args: &StatusArgs) -> bool {
