@@ -22,7 +22,8 @@ MOUNT_SECONDS_MAX = 120
 class Bench:
     """One run, and the repositories its tools made so far."""
 
-    def __init__(self, base, paths, facts, results):
+    def __init__(self, base, size, paths, facts, results):
+        self.base, self.size = base, size
         self.logs, self.facts, self.results = base / "logs", facts, results
         self.paths = dict(paths)
         self.work = Path(tempfile.mkdtemp(prefix="work.", dir=base))

@@ -14,6 +14,8 @@ import os
 import sys
 import threading
 import time
+import urllib.parse
+import xml.etree.ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +42,32 @@ class Bucket:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def request(self, connection, method, key, body=None):
+    def request(self, connection, method, key, body=None, query=""):
         """Sends one signed request and returns status and body; the body is not part of the signature."""
         path = f"/{self.name}/{key}".rstrip("/")
-        connection.request(method, path, body=body, headers=self.sign(method, path))
+        target = f"{path}?{query}" if query else path
+        connection.request(method, target, body=body, headers=self.sign(method, path, query))
         answer = connection.getresponse()
         return answer.status, answer.read()
+
+    def list(self, prefix):
+        """Key and bytes of each object whose key begins so."""
+        found, after = [], ""
+        while True:
+            query = {"list-type": "2", "prefix": prefix, "start-after": after}
+            text = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote)
+            status, answer = self.request(self.connect(), "GET", "", query=text)
+            assert status == 200, f"LIST: status {status}"
+            objects = xml.etree.ElementTree.fromstring(answer).findall("{*}Contents")
+            if not objects:
+                return found
+            found += [(at.findtext("{*}Key"), int(at.findtext("{*}Size"))) for at in objects]
+            after = found[-1][0]
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60, blocksize=1 << 20)
 
-    def sign(self, method, path):
+    def sign(self, method, path, query=""):
         """AWS signature version 4, the payload unsigned."""
         now = datetime.datetime.now(datetime.timezone.utc)
         headers = {
@@ -59,7 +76,7 @@ class Bucket:
             "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
         }
         names = ";".join(headers)
-        lines = [method, path, "", *(f"{k}:{v}" for k, v in headers.items()), "", names, "UNSIGNED-PAYLOAD"]
+        lines = [method, path, query, *(f"{k}:{v}" for k, v in headers.items()), "", names, "UNSIGNED-PAYLOAD"]
         scope = [now.strftime("%Y%m%d"), self.region, "s3", "aws4_request"]
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         to_sign = "\n".join(["AWS4-HMAC-SHA256", headers["x-amz-date"], "/".join(scope), digest])

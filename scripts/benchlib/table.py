@@ -12,6 +12,8 @@ class Row:
     least: float | None = None  # nor below this; then more is better
     most_of_floor: float | None = None  # nor above this many times the plain transfer
     most_requests: int | None = None
+    most_of_peers: float | None = None  # nor above this part of the best peer's, in the row's unit
+    most_of_peers_requests: float | None = None  # the same of the requests
     unit: str = "s"
 
     def target(self):
@@ -24,6 +26,10 @@ class Row:
             parts.append(f"<= {self.most_of_floor:g} x plain")
         if self.most_requests is not None:
             parts.append("no request" if self.most_requests == 0 else f"<= {self.most_requests} requests")
+        if self.most_of_peers is not None:
+            parts.append(f"<= {self.most_of_peers:g} x the best peer")
+        if self.most_of_peers_requests is not None:
+            parts.append(f"<= {self.most_of_peers_requests:g} x its requests")
         return ", ".join(parts)
 
 
@@ -78,6 +84,10 @@ ROWS = [
     Row("scale-image-stored", "what the second backup of it stored", unit="MB"),
     Row("scale-backup-peak", "peak memory of a backup of many files, of a sparse image", most=150, unit="MB"),
     *scale_rows(),
+    Row("life-find", "`find` of a name over many snapshots, cold, 30 ms", most_of_peers=0.1),
+    Row("life-versions", "versions of a file over many snapshots, cold, 30 ms", most_of_peers=0.1),
+    Row("life-forget-prune", "forget most of many snapshots, and prune, cold, 30 ms", most_of_peers=1, most_of_peers_requests=0.5),
+    Row("life-stored", "what is stored then", unit="MB"),
 ]
 FLOOR = "plain"
 OURS = "ours"
@@ -144,8 +154,7 @@ def main_table(results, rows, tools, with_targets):
     body = []
     for row in rows:
         ours = results.median(row.key, OURS)
-        peers = [v for tool in tools if tool not in (OURS, FLOOR) and (v := results.median(row.key, tool)) is not None]
-        best = (max if row.least else min)(peers, default=0)
+        best = (max if row.least else min)(peers(results, row), default=0)
         ratio = f"{ours / best:.2f}" if ours is not None and best > 0 else "-"
         cells = [results.cell(row.key, tool) for tool in tools]
         body.append([f"{row.title}, {row.unit}", *cells, ratio, row.target(), verdict(results, row) if with_targets else "-"])
@@ -166,8 +175,21 @@ def verdict(results, row):
         row.least is None or ours >= row.least,
         row.most_of_floor is None or (floor is not None and ours <= row.most_of_floor * floor),
         row.most_requests is None or (requests is not None and requests <= row.most_requests),
+        row.most_of_peers is None or within(ours, row.most_of_peers, peers(results, row)),
+        row.most_of_peers_requests is None or within(requests, row.most_of_peers_requests, peers(results, row, "requests")),
     ]
     return "yes" if all(held) else "**no**"
+
+
+def peers(results, row, what="value"):
+    """What the other programs have in a row; none if that went wrong."""
+    names = {tool for key, tool in results.samples if key == row.key} - {OURS, FLOOR}
+    return [value for tool in sorted(names) if (value := results.median(row.key, tool, what)) is not None]
+
+
+def within(value, part, others):
+    """Tells whether a value is at most a part of the least of others; without others there is nothing to hold."""
+    return value is not None and (not others or value <= part * min(others))
 
 
 def markdown(head, body):

@@ -29,6 +29,13 @@ class Repo:
     home: Path
     bucket: Bucket | None = None
 
+    @classmethod
+    def in_folder(cls, folder):
+        """One in a folder of its own, with a home beside it."""
+        home = folder / "home"
+        home.mkdir()
+        return cls(str(folder / "repo"), home)
+
     def at(self, home, port):
         """The same repository seen from another home, through another port."""
         return replace(self, home=home, bucket=replace(self.bucket, port=port))
@@ -40,6 +47,7 @@ class Tool:
     name = program = ""
     s3 = False
     mounts = False
+    prunes = False  # searches and prunes what lies in a bucket
     snapshots = None  # the folder of a mount that holds all snapshots, each a folder
 
     def find(self):
@@ -65,7 +73,7 @@ class Tool:
 
 class Ours(Tool):
     name = "ours"
-    s3 = mounts = True
+    s3 = mounts = prunes = True
     snapshots = "snapshots"
     store = "bench"
 
@@ -94,6 +102,17 @@ class Ours(Tool):
     def restore(self, repo, to):
         return self.command(repo, "restore", "latest", "--to", to)
 
+    def search(self, repo, name):
+        return self.command(repo, "find", name)
+
+    def versions(self, repo, path):
+        return self.command(repo, "versions", path)
+
+    def forget_and_prune(self, repo, kept):
+        # The first prune marks, the second deletes. In life a day is between them: a peer's doing without is as daring.
+        prune = self.command(repo, "prune", "--apply", "--grace", "0s", "--allow-short-grace")
+        return [self.command(repo, "forget", "--keep-last", str(kept), "--apply"), prune, prune]
+
     def mount(self, repo, folder):
         return self.command(repo, "mount", folder)
 
@@ -106,7 +125,7 @@ class Ours(Tool):
 
 class Restic(Tool):
     name = program = "restic"
-    s3 = mounts = True
+    s3 = mounts = prunes = True
     snapshots = "snapshots"
 
     def env(self, repo):
@@ -122,6 +141,15 @@ class Restic(Tool):
     def restore(self, repo, to):
         return ["restic", "restore", "latest", "--target", to]
 
+    def search(self, repo, name):
+        return ["restic", "find", name]
+
+    def versions(self, repo, path):
+        return ["restic", "find", "--long", path]
+
+    def forget_and_prune(self, repo, kept):
+        return [["restic", "forget", "--keep-last", str(kept), "--prune"]]
+
     def mount(self, repo, folder):
         return ["restic", "mount", folder]
 
@@ -131,7 +159,7 @@ class Restic(Tool):
 
 class Rustic(Tool):
     name = program = "rustic"
-    s3 = True
+    s3 = prunes = True
 
     def find(self):
         found = super().find()
@@ -167,6 +195,15 @@ class Rustic(Tool):
 
     def restore(self, repo, to):
         return ["rustic", "restore", "latest", to]
+
+    def search(self, repo, name):
+        return ["rustic", "find", "--glob", name]
+
+    def versions(self, repo, path):
+        return ["rustic", "find", "--path", path]
+
+    def forget_and_prune(self, repo, kept):
+        return [["rustic", "forget", "--keep-last", str(kept), "--prune", "--instant-delete"]]
 
     def mount(self, repo, folder):
         return ["rustic", "mount", folder]
