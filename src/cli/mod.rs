@@ -33,6 +33,7 @@ mod output;
 mod process;
 mod progress;
 mod prometheus;
+mod repair;
 mod repository;
 mod restore;
 mod retention;
@@ -108,6 +109,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Status(args) => status::run(&args, global, out),
         Command::Check(args) => check::run(args, global, out),
+        Command::Repair(args) => repair::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
         Command::Key(args) => key::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),

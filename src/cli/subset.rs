@@ -3,20 +3,21 @@
 use super::size::parse_size;
 use crate::repo::check::{Every, PARTS_MAX, Part, Subset};
 
-/// Words for what moves on to the next part, and for how many parts that makes of a day, a week, a month, a year.
-const TURNS: [(&str, Every, [(&str, u64); 4]); 4] = [
-    ("hourly", Every::Hour, [("day", 24), ("week", 7 * 24), ("month", 30 * 24), ("year", 365 * 24)]),
-    ("daily", Every::Day, [("day", 1), ("week", 7), ("month", 30), ("year", 365)]),
-    ("weekly", Every::Week, [("day", 1), ("week", 1), ("month", 4), ("year", 52)]),
-    ("monthly", Every::Month, [("day", 1), ("week", 1), ("month", 1), ("year", 12)]),
+/// Words for what moves on to the next part, and how many parts that makes of the spans.
+const TURNS: [(&str, Every, [u64; 4]); 4] = [
+    ("hourly", Every::Hour, [24, 7 * 24, 30 * 24, 365 * 24]),
+    ("daily", Every::Day, [1, 7, 30, 365]),
+    ("weekly", Every::Week, [1, 1, 4, 52]),
+    ("monthly", Every::Month, [1, 1, 1, 12]),
 ];
+const SPANS: [&str; 4] = ["day", "week", "month", "year"];
 
 /// Parses what `--read-data-subset` takes.
 pub(crate) fn parse_subset(text: &str) -> Result<Subset, String> {
     if let Some((which, of)) = text.split_once('/') {
         return match TURNS.iter().find(|(word, ..)| *word == which) {
             Some((_, every, spans)) => {
-                let span = spans.iter().find(|(word, _)| *word == of).map(|(_, parts)| *parts);
+                let span = SPANS.iter().zip(spans).find(|(word, _)| **word == of).map(|(_, parts)| *parts);
                 Ok(Subset::Turn(*every, span.map_or_else(|| parts(of), Ok)?))
             }
             None => {

@@ -23,10 +23,10 @@ use super::pack::PackKind;
 use super::snapshot::Manifest;
 use super::tree::{ChunkRef, TreeRef};
 
-pub(super) use objects::{Fetched, fetch, load_run, look};
+pub(super) use objects::{Fetched, fetch, learn, look};
 pub(super) use packs::{Scope, verify};
 pub(super) use report::sum_up;
-pub(super) use trees::{Hurt, Start, follow, key_of, roots};
+pub(super) use trees::{Hurt, Start, follow, key_of, readable_index, roots};
 
 pub use report::{Affected, CheckReport, Counts, Damage, Note, NoteKind};
 pub use seals::{SealsOptions, check_seals};
@@ -104,7 +104,7 @@ pub(super) struct Indexed {
 /// What is wrong with an object, and who suffers.
 #[derive(Clone, Default)]
 pub(super) struct Trouble {
-    missing: bool,
+    pub(super) missing: bool,
     problem: String,
     lost: Unreadable,
     paths: Vec<Affected>,
@@ -148,7 +148,7 @@ pub(super) struct Findings {
     pub(super) lost: Lost,
     /// The part of the packs that was read.
     part: Option<Part>,
-    counts: report::Counts,
+    counts: Counts,
 }
 
 impl Findings {
@@ -212,7 +212,7 @@ pub async fn check(repo: &Repo, options: CheckOptions, monitor: Monitor<'_>) -> 
     };
     verify(repo, &mut findings, &Scope { options: &options, used }, monitor).await?;
     follow(repo, &mut findings, &roots, monitor).await?;
-    Ok(sum_up(findings))
+    Ok(sum_up(&mut findings))
 }
 
 /// Follows what was asked for once to learn which packs it needs; what this finds wrong is found again later.

@@ -6,6 +6,8 @@
 //! Memory is bounded: two packs under construction, a few frames being sealed, a few packs being put.
 //! The writer does not know where content comes from.
 
+mod heal;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
@@ -50,6 +52,10 @@ pub struct Writer {
     tree_places: Places,
     index_loaded: bool,
     used: HashSet<PackId>,
+    /// Packs that are treated as absent.
+    shunned: HashSet<PackId>,
+    /// What is stored, if it is not everything that is new.
+    healing: Option<heal::Healing>,
     run: IndexRun,
     runs: Vec<RunId>,
     uploads: JoinSet<Result<(), StoreError>>,
@@ -126,6 +132,8 @@ impl Writer {
             tree_places: Places::default(),
             index_loaded: false,
             used: HashSet::new(),
+            shunned: HashSet::new(),
+            healing: None,
             run: IndexRun::default(),
             runs: Vec::new(),
             uploads: JoinSet::new(),
@@ -144,7 +152,7 @@ impl Writer {
     /// # Errors
     /// [`RepoError`].
     pub fn add(&mut self, id: ChunkId, content: Chunk<'_>) -> Result<bool, RepoError> {
-        if self.has_content(id) || self.load_index()? && self.has_content(id) {
+        if !self.wants(id, content.as_ref())? {
             return Ok(false);
         }
         self.unplaced.insert(id);
@@ -167,6 +175,14 @@ impl Writer {
             }
         }
         Ok(true)
+    }
+
+    /// Tells whether a chunk is to be stored: it is new, or lost if that is what this session is after.
+    fn wants(&mut self, id: ChunkId, content: &[u8]) -> Result<bool, RepoError> {
+        if self.healing.is_some() {
+            return Ok(self.is_lost(id, content));
+        }
+        Ok(!(self.has_content(id) || self.load_index()? && self.has_content(id)))
     }
 
     /// Tells whether all of these chunks are stored, or about to be; call [`Writer::load_index`] first.
@@ -208,6 +224,9 @@ impl Writer {
             return Err(RepoError::TooLong { object, bytes: raw.len(), bytes_max: TREE_BYTES_MAX });
         }
         let id = self.repo.keys.tree_id(raw);
+        if self.healing.is_some() {
+            return self.heal_tree(id, raw);
+        }
         if let Some(parent) = parent.filter(|p| p.id == id) {
             self.used.insert(parent.pack);
             return Ok(parent);
@@ -329,12 +348,15 @@ impl Writer {
         }
         let Repo { store, cached, keys, .. } = &self.repo;
         let (content, trees, verify) = (&mut self.content_places, &mut self.tree_places, self.options.verify_packs);
+        // Lost trees refer to where chunks were, be it in packs that are given up.
+        let (shunned, takes_all) = (&self.shunned, self.healing.is_some());
         self.runtime.block_on(async {
             let pending = lookup::load_pending(store, keys).await?;
             let there = if verify { Some(packs_there(store).await?) } else { None };
             lookup::for_each_run((store, cached), keys, |_, run| {
                 let is_there = |pack: &IndexedPack| {
-                    !pending.contains(&pack.id)
+                    (takes_all || !pending.contains(&pack.id))
+                        && !shunned.contains(&pack.id)
                         && there.as_ref().is_none_or(|there| there.get(&pack.id) == Some(&pack.bytes))
                 };
                 let usable: Vec<_> = run.packs.iter().map(|pack| is_there(pack).then_some(pack.kind)).collect();

@@ -158,7 +158,7 @@ pub(in crate::repo) async fn load_run(repo: &Repo, id: RunId) -> Result<Option<R
 }
 
 /// Keeps of an index run which packs there are and where their frames lie.
-fn learn(findings: &mut Findings, run: &IndexRun) {
+pub(in crate::repo) fn learn(findings: &mut Findings, run: &IndexRun) {
     let mut frames: Vec<_> = run.entries.iter().map(|e| (e.pack, e.frame_offset, e.frame_bytes)).collect();
     frames.sort_unstable();
     frames.dedup();

@@ -114,7 +114,7 @@ impl std::fmt::Display for NoteKind {
 }
 
 /// Notes by kind.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::repo) struct Notes(BTreeMap<NoteKind, Note>);
 
 impl Notes {
@@ -147,13 +147,13 @@ impl CheckReport {
 }
 
 /// Decides what of the findings is damage and what a note.
-pub(in crate::repo) fn sum_up(mut findings: Findings) -> CheckReport {
-    tell_missing_runs(&mut findings);
-    let Findings { packs, mut objects, mut notes, snapshots, mut counts, part, .. } = findings;
-    counts.snapshots = snapshots.len() as u64;
-    let mut sorted: Vec<(PackId, Pack)> = packs.into_iter().collect();
+pub(in crate::repo) fn sum_up(findings: &mut Findings) -> CheckReport {
+    tell_missing_runs(findings);
+    let (mut objects, mut notes) = (findings.objects.clone(), findings.notes.clone());
+    let mut counts = Counts { snapshots: findings.snapshots.len() as u64, ..findings.counts };
+    let mut sorted: Vec<(&PackId, &Pack)> = findings.packs.iter().collect();
     sorted.sort_unstable_by_key(|(id, _)| *id);
-    for (id, mut pack) in sorted {
+    for (id, pack) in sorted {
         let name = id.to_string();
         counts.packs += u64::from(pack.listed.is_some());
         counts.bytes += pack.listed.unwrap_or(0);
@@ -165,12 +165,12 @@ pub(in crate::repo) fn sum_up(mut findings: Findings) -> CheckReport {
         // Of a pack that awaits deletion only what somebody suffers from matters: everything else is elsewhere.
         let matters = !pack.pending && (pack.indexed.is_some() || pack.used && pack.listed.is_some());
         let hurts = |t: &Trouble| !t.snapshots.is_empty() || !t.paths_seen.is_empty();
-        if let Some(trouble) = pack.trouble.take().filter(|t| matters || hurts(t)) {
-            objects.insert(name, *trouble);
+        if let Some(trouble) = pack.trouble.as_ref().filter(|t| matters || hurts(t)) {
+            objects.insert(name, (**trouble).clone());
         }
     }
     let damaged = objects.into_iter().map(|(name, trouble)| damage(name, trouble)).collect();
-    CheckReport { counts, part, damaged, notes: notes.into_list() }
+    CheckReport { counts, part: findings.part, damaged, notes: notes.into_list() }
 }
 
 pub(super) fn damage(object: String, trouble: Trouble) -> Damage {

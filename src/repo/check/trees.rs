@@ -329,13 +329,7 @@ impl Walk<'_> {
     /// Returns the index, as far as its runs open.
     async fn index(&mut self) -> Result<&Index, RepoError> {
         if self.index.is_none() {
-            let ids = self.findings.runs.clone();
-            let repo = self.repo;
-            let load = |id: RunId| async move { Ok::<_, RepoError>((id, load_run(repo, id).await?)) };
-            let runs: Vec<_> = futures::stream::iter(ids).map(load).buffered(8).try_collect().await?;
-            let mut runs: Vec<_> = runs.into_iter().filter_map(|(id, run)| Some((id, run?.ok()?))).collect();
-            runs.extend(self.findings.rebuilt.iter().cloned());
-            self.index = Some(Index { runs });
+            self.index = Some(readable_index(self.repo, self.findings).await?);
         }
         Ok(self.index.get_or_insert_default())
     }
@@ -354,6 +348,15 @@ impl Walk<'_> {
     fn pack(&mut self, id: PackId) -> &mut Pack {
         self.findings.packs.entry(id).or_default()
     }
+}
+
+/// Loads the index, as far as its runs open.
+pub(in crate::repo) async fn readable_index(repo: &Repo, findings: &Findings) -> Result<Index, RepoError> {
+    let load = |id: RunId| async move { Ok::<_, RepoError>((id, load_run(repo, id).await?)) };
+    let runs: Vec<_> = futures::stream::iter(findings.runs.clone()).map(load).buffered(8).try_collect().await?;
+    let mut runs: Vec<_> = runs.into_iter().filter_map(|(id, run)| Some((id, run?.ok()?))).collect();
+    runs.extend(findings.rebuilt.iter().cloned());
+    Ok(Index { runs })
 }
 
 /// Returns what a page is remembered by.
