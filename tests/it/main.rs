@@ -30,6 +30,8 @@ mod posix_dir;
 mod posix_read;
 mod posix_ro;
 mod programs;
+mod repair;
+mod repair_cli;
 mod requests;
 mod restore;
 mod resume;

@@ -30,6 +30,9 @@ pub(super) fn mend_all(work: &Work<'_>, state: &State, report: &mut RepairReport
         report.snapshots.push(Verdict { snapshot: id, outcome: Outcome::Healed, paths: Vec::new(), paths_total: 0 });
     }
     for (name, manifest) in &still {
+        let before = corrected_before(state, *name);
+        let dry = work.repo.without_puts();
+        let work = if before.is_some() { &Work { repo: &dry, ..*work } } else { work };
         let mut mender = Mender::new(work, state);
         let root = mender.rebuild(manifest.root.into())?;
         let Losses { paths, total, .. } = &mender.losses;
@@ -37,7 +40,7 @@ pub(super) fn mend_all(work: &Work<'_>, state: &State, report: &mut RepairReport
         let outcome = match root {
             None => Outcome::Unreadable,
             Some(_) if paths_total == 0 => Outcome::Healed,
-            Some(root) => Outcome::Corrected(match corrected_before(state, *name) {
+            Some(root) => Outcome::Corrected(match before {
                 Some(id) => id,
                 None => mender.commit((*name, manifest), root)?,
             }),
