@@ -7,6 +7,7 @@
 
 mod bucket;
 mod explain;
+mod heal;
 mod journal;
 mod manifest;
 mod meta;
@@ -54,6 +55,7 @@ use walk::{Batch, Step, Stopped, Streams, Walk};
 
 pub use bucket::BucketSource;
 pub use explain::{Explanation, Reason, explain};
+pub use heal::heal;
 pub use rules::{Rule, RuleError};
 pub use select::{Excludes, IGNORE_FILE, Marker};
 pub use stream::{Stream, StreamError, StreamSource};

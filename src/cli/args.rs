@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use super::env::Environment;
 use super::size::parse_rate;
 use super::{
-    backup, cat, check, config_cmd, create, forget, key, ls, mount, prune, restore, status, systemd, umount, words,
+    backup, cat, check, config_cmd, create, forget, key, ls, mount, prune, repair, restore, status, systemd, umount, words,
 };
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Status(status::StatusArgs),
     /// Checks that everything the snapshots need is there and whole.
     Check(check::CheckArgs),
+    /// Puts right what a check finds damaged; shows a plan until told to apply it.
+    Repair(repair::RepairArgs),
     /// Removes snapshots by policy or by name; shows a plan until told to apply it.
     Forget(forget::ForgetArgs),
     /// Frees the space of what no snapshot needs; shows a plan until told to apply it.

@@ -27,8 +27,8 @@ use crate::env::Clock;
 use crate::monitor::Monitor;
 use crate::store::StoreCounts;
 
-/// Where is noted which files a backup has read.
-const JOURNALS: Place =
+/// Where is noted which files a backup has read, and which packs a check.
+pub(crate) const JOURNALS: Place =
     Place { systemd: "STATE_DIRECTORY", xdg: ("XDG_STATE_HOME", ".local/state"), of_root: "/var/lib/kloset-mount" };
 
 /// Backs up files and folders, or a bucket, into a new snapshot.

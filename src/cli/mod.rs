@@ -12,6 +12,7 @@ mod buckets;
 mod cache;
 mod cat;
 mod check;
+mod checked;
 mod config;
 mod config_cmd;
 mod config_file;
@@ -33,6 +34,7 @@ mod process;
 mod progress;
 mod prometheus;
 mod prune;
+mod repair;
 mod repository;
 mod restore;
 mod retention;
@@ -43,6 +45,7 @@ mod size;
 mod sources;
 mod status;
 mod strength;
+mod subset;
 mod systemd;
 mod umount;
 mod words;
@@ -107,6 +110,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Status(args) => status::run(&args, global, out),
         Command::Check(args) => check::run(args, global, out),
+        Command::Repair(args) => repair::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
         Command::Prune(args) => prune::run(&args, global, out),
         Command::Key(args) => key::run(args, global, out),

@@ -3,7 +3,7 @@
 //! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
 //! [`bucket_names`], [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`],
 //! [`pending`], [`moved`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`],
-//! [`forget`], [`prune`], [`slots`], [`standing`]. Nothing here prints, mounts or walks folders.
+//! [`repair`], [`forget`], [`prune`], [`slots`], [`standing`]. Nothing here prints, mounts or walks folders.
 
 pub mod blocks;
 pub mod bucket_names;
@@ -30,6 +30,7 @@ mod places;
 pub mod policy;
 pub mod prune;
 pub mod reader;
+pub mod repair;
 pub mod sealed;
 pub mod slots;
 pub mod snapshot;
@@ -38,6 +39,7 @@ pub mod tree;
 mod tree_wire;
 pub mod writer;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::cpu::Cpu;
@@ -162,6 +164,13 @@ impl Repo {
     #[must_use]
     pub fn without_puts(&self) -> Self {
         Self { store: self.store.without_puts(), ..self.clone() }
+    }
+
+    /// Returns this kloset without some objects: for who works although they cannot be read.
+    #[must_use]
+    fn hiding(&self, names: HashSet<String>) -> Self {
+        let store = self.store.hiding(names);
+        Self { cached: store.clone(), store, ..self.clone() }
     }
 
     /// Returns the cache on disk, if there is one.

@@ -7,6 +7,7 @@
 //! The writer does not know where content comes from.
 
 mod again;
+mod heal;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -60,6 +61,10 @@ pub struct Writer {
     used: HashSet<PackId>,
     /// Content pages that it did not write, each with the bytes of its file's part: what they refer to is used, too.
     lists: HashSet<(u64, TreeRef)>,
+    /// Packs that are treated as absent.
+    shunned: HashSet<PackId>,
+    /// What is stored, if it is not everything that is new.
+    healing: Option<heal::Healing>,
     run: IndexRun,
     runs: Vec<RunId>,
     uploads: JoinSet<Result<(), StoreError>>,
@@ -139,6 +144,8 @@ impl Writer {
             relied_on: HashSet::new(),
             used: HashSet::new(),
             lists: HashSet::new(),
+            shunned: HashSet::new(),
+            healing: None,
             run: IndexRun::default(),
             runs: Vec::new(),
             uploads: JoinSet::new(),
@@ -163,7 +170,7 @@ impl Writer {
     /// # Errors
     /// [`RepoError`].
     pub fn add(&mut self, id: ChunkId, content: Chunk<'_>) -> Result<bool, RepoError> {
-        if self.has_content(id) || self.load_index()? && self.has_content(id) {
+        if !self.wants(id, content.as_ref())? {
             return Ok(false);
         }
         self.unplaced.insert(id);
@@ -186,6 +193,14 @@ impl Writer {
             }
         }
         Ok(true)
+    }
+
+    /// Tells whether a chunk is to be stored: it is new, or lost if that is what this session is after.
+    fn wants(&mut self, id: ChunkId, content: &[u8]) -> Result<bool, RepoError> {
+        if self.healing.is_some() {
+            return Ok(self.is_lost(id, content));
+        }
+        Ok(!(self.has_content(id) || self.load_index()? && self.has_content(id)))
     }
 
     /// Tells whether all of these chunks are stored, or about to be; call [`Writer::load_index`] first.
@@ -240,6 +255,9 @@ impl Writer {
             return Err(RepoError::TooLong { object, bytes: raw.len(), bytes_max: TREE_BYTES_MAX });
         }
         let id = self.repo.keys.tree_id(raw);
+        if self.healing.is_some() {
+            return self.heal_tree(id, raw);
+        }
         if let Some(parent) = parent.filter(|p| p.id == id && self.standing.holds(p.pack)) {
             self.used.insert(parent.pack);
             return Ok(parent);
@@ -360,13 +378,16 @@ impl Writer {
         let Repo { store, cached, keys, .. } = &self.repo;
         let (content, trees, verify) = (&mut self.content_places, &mut self.tree_places, self.options.verify_packs);
         let relied_on = &mut self.relied_on;
+        // Lost trees refer to where chunks were, be it in packs that are given up.
+        let (shunned, takes_all) = (&self.shunned, self.healing.is_some());
         self.runtime.block_on(async {
             let pending = lookup::load_pending(store, keys).await?;
             let there = if verify { Some(packs_there(store).await?) } else { None };
             lookup::for_each_run((store, cached), keys, |id, run| {
                 relied_on.insert(id);
                 let is_there = |pack: &IndexedPack| {
-                    !pending.contains(&pack.id)
+                    (takes_all || !pending.contains(&pack.id))
+                        && !shunned.contains(&pack.id)
                         && there.as_ref().is_none_or(|there| there.get(&pack.id) == Some(&pack.bytes))
                 };
                 let usable: Vec<_> = run.packs.iter().map(|pack| is_there(pack).then_some(pack.kind)).collect();

@@ -18,6 +18,7 @@ mod paced;
 mod s3;
 mod secret;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +53,8 @@ pub struct Store {
     cache: Option<DiskCache>,
     /// Puts are said to be done and are not.
     is_dry: bool,
+    /// Objects that are not listed.
+    hidden: Arc<HashSet<String>>,
     limits: Limits,
     /// Objects are put whole, so that what is put has to wait here.
     puts_whole: bool,
@@ -76,7 +79,17 @@ impl Store {
 
     fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
         let (plain_puts, limits) = (Arc::default(), Limits::default());
-        Store { inner, description, counters, plain_puts, cache: None, is_dry: false, limits, puts_whole: false }
+        Store {
+            inner,
+            description,
+            counters,
+            plain_puts,
+            cache: None,
+            is_dry: false,
+            hidden: Arc::default(),
+            limits,
+            puts_whole: false,
+        }
     }
 
     /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
@@ -112,6 +125,12 @@ impl Store {
     /// Whether what is put is not.
     pub fn is_dry(&self) -> bool {
         self.is_dry
+    }
+
+    /// The same store, but these objects are not listed.
+    #[must_use]
+    pub fn hiding(&self, names: HashSet<String>) -> Store {
+        Store { hidden: Arc::new(names), ..self.clone() }
     }
 
     /// The store as shown to people, without secrets.
@@ -238,6 +257,7 @@ impl Store {
             .try_collect()
             .await
             .map_err(|error| classify(self.place("listing", prefix), error))?;
+        objects.retain(|object| !self.hidden.contains(&object.name));
         objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(objects)
     }

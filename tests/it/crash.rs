@@ -30,7 +30,7 @@ struct Recorded {
 }
 
 /// Returns the states that a crash after `prefix` mutations can leave: which of the later ones took effect too.
-fn subsets(recording: &Recording, prefix: usize) -> Vec<Vec<usize>> {
+pub(crate) fn subsets(recording: &Recording, prefix: usize) -> Vec<Vec<usize>> {
     let flying = recording.in_flight(prefix);
     let count = 1_usize.checked_shl(u32::try_from(flying.len()).unwrap()).unwrap_or(usize::MAX).min(SUBSETS_MAX);
     let chosen = |mask: usize| (0..flying.len()).filter(move |bit| mask >> bit & 1 == 1);

@@ -31,6 +31,8 @@ mod posix_read;
 mod posix_ro;
 mod programs;
 mod prune;
+mod repair;
+mod repair_cli;
 mod requests;
 mod restore;
 mod resume;

@@ -16,14 +16,14 @@ use super::super::moved;
 use super::super::pending::{PENDING_BYTES_MAX, PendingList};
 use super::super::snapshot::{MANIFEST_BYTES_MAX, Manifest};
 use super::report::NoteKind;
-use super::{CheckProgress, CheckStage, Findings, Indexed, Lost, Monitor, Pack, Trouble};
+use super::{CheckProgress, CheckStage, Findings, Indexed, Lost, Monitor, Pack, Trouble, Unreadable};
 use crate::store::{Store, StoreError};
 
 /// Small objects fetched at once.
 const FETCHES: usize = 16;
 
 /// What a fetch of an object brought.
-pub(super) enum Fetched {
+pub(in crate::repo) enum Fetched {
     /// Its bytes.
     Content(Bytes),
     /// It is not there.
@@ -33,7 +33,7 @@ pub(super) enum Fetched {
 }
 
 /// Fetches an object; that it is not there or too long is an answer, that the store cannot be asked is an error.
-pub(super) async fn fetch(store: &Store, name: &str, bytes_max: u64) -> Result<Fetched, RepoError> {
+pub(in crate::repo) async fn fetch(store: &Store, name: &str, bytes_max: u64) -> Result<Fetched, RepoError> {
     match store.get(name, bytes_max).await {
         Ok(content) => Ok(Fetched::Content(content)),
         Err(StoreError::NotFound { .. }) => Ok(Fetched::Missing),
@@ -43,16 +43,19 @@ pub(super) async fn fetch(store: &Store, name: &str, bytes_max: u64) -> Result<F
 }
 
 /// Looks at everything but the content of packs.
-pub(super) async fn look(repo: &Repo, monitor: Monitor<'_>) -> Result<Findings, RepoError> {
+pub(in crate::repo) async fn look(repo: &Repo, monitor: Monitor<'_>) -> Result<Findings, RepoError> {
     let mut findings = Findings {
         packs: HashMap::new(),
         objects: BTreeMap::new(),
         notes: super::report::Notes::default(),
         runs: Vec::new(),
+        rebuilt: Vec::new(),
         snapshots: Vec::new(),
+        lost: Lost::default(),
+        part: None,
         counts: super::report::Counts::default(),
     };
-    let tell = |done| monitor(CheckProgress { stage: CheckStage::Objects, done, total: 6, bytes: 0 });
+    let tell = |done| monitor(CheckProgress { stage: CheckStage::Objects, done, total: 6, bytes: 0, whole: None });
     tell(0);
     look_at_header(repo, &mut findings).await?;
     look_at_snapshots(repo, &mut findings).await?;
@@ -143,7 +146,7 @@ async fn look_at_index(repo: &Repo, findings: &mut Findings) -> Result<(), RepoE
 }
 
 /// Reads an index run: the run, or what is wrong with it, or nothing if it is gone.
-pub(super) async fn load_run(repo: &Repo, id: RunId) -> Result<Option<Result<IndexRun, String>>, RepoError> {
+pub(in crate::repo) async fn load_run(repo: &Repo, id: RunId) -> Result<Option<Result<IndexRun, String>>, RepoError> {
     Ok(match fetch(&repo.store, &layout::run_name(id), RUN_BYTES_MAX as u64).await? {
         Fetched::Missing => None,
         Fetched::TooLong => Some(Err("longer than an index run can be".into())),
@@ -156,7 +159,7 @@ pub(super) async fn load_run(repo: &Repo, id: RunId) -> Result<Option<Result<Ind
 }
 
 /// Keeps of an index run which packs there are and where their frames lie.
-fn learn(findings: &mut Findings, run: &IndexRun) {
+pub(in crate::repo) fn learn(findings: &mut Findings, run: &IndexRun) {
     let mut frames: Vec<_> = run.entries.iter().map(|e| (e.pack, e.frame_offset, e.frame_bytes)).collect();
     frames.sort_unstable();
     frames.dedup();
@@ -194,7 +197,7 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
     Ok(())
 }
 
-fn is_ours(name: &str) -> bool {
+pub(super) fn is_ours(name: &str) -> bool {
     name == layout::HEADER
         || layout::parse_run(name).is_some()
         || layout::parse_pending(name).is_some()
@@ -246,7 +249,7 @@ fn compare(pack: &mut Pack) {
         Some(_) => return,
     };
     let missing = pack.listed.is_none();
-    let lost = if missing { Lost::All } else { Lost::Nothing };
+    let lost = if missing { Unreadable::All } else { Unreadable::Nothing };
     pack.trouble = Some(Box::new(Trouble { missing, problem, lost, ..Trouble::default() }));
 }
 

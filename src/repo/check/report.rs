@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::super::id::{PackId, RunId, SessionId, SnapshotId};
 use super::super::layout::{self, SnapshotName};
 use super::super::snapshot::ByteText;
-use super::{Findings, NOTES_MAX, Pack, Trouble};
+use super::{Findings, NOTES_MAX, Pack, Part, Trouble};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -15,6 +15,9 @@ pub struct CheckReport {
     /// What was looked at.
     #[serde(flatten)]
     pub counts: Counts,
+    /// The part of the packs of content that was read, if it was not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// Objects that are missing or damaged, by name.
     pub damaged: Vec<Damage>,
     /// What is worth knowing and no damage.
@@ -111,10 +114,14 @@ impl std::fmt::Display for NoteKind {
 }
 
 /// Notes by kind.
-#[derive(Default)]
-pub(super) struct Notes(BTreeMap<NoteKind, Note>);
+#[derive(Clone, Default)]
+pub(in crate::repo) struct Notes(BTreeMap<NoteKind, Note>);
 
 impl Notes {
+    pub(super) fn into_list(self) -> Vec<Note> {
+        self.0.into_values().collect()
+    }
+
     pub(super) fn add(&mut self, kind: NoteKind, name: &str, bytes: u64) {
         let note = self.0.entry(kind).or_insert(Note { kind, objects: 0, bytes: 0, names: Vec::new() });
         note.objects += 1;
@@ -140,13 +147,13 @@ impl CheckReport {
 }
 
 /// Decides what of the findings is damage and what a note.
-pub(super) fn sum_up(mut findings: Findings) -> CheckReport {
-    tell_missing_runs(&mut findings);
-    let Findings { packs, mut objects, mut notes, snapshots, mut counts, .. } = findings;
-    counts.snapshots = snapshots.len() as u64;
-    let mut sorted: Vec<(PackId, Pack)> = packs.into_iter().collect();
+pub(in crate::repo) fn sum_up(findings: &mut Findings) -> CheckReport {
+    tell_missing_runs(findings);
+    let (mut objects, mut notes) = (findings.objects.clone(), findings.notes.clone());
+    let mut counts = Counts { snapshots: findings.snapshots.len() as u64, ..findings.counts };
+    let mut sorted: Vec<(&PackId, &Pack)> = findings.packs.iter().collect();
     sorted.sort_unstable_by_key(|(id, _)| *id);
-    for (id, mut pack) in sorted {
+    for (id, pack) in sorted {
         let name = id.to_string();
         counts.packs += u64::from(pack.listed.is_some());
         counts.bytes += pack.listed.unwrap_or(0);
@@ -155,20 +162,18 @@ pub(super) fn sum_up(mut findings: Findings) -> CheckReport {
             (Some(bytes), false, false, false) => notes.add(NoteKind::Unreferenced, &name, bytes),
             _ => {}
         }
-        let given_up = pack.pending && (pack.listed.is_none() || !pack.used);
-        let matters = pack.indexed.is_some() && !given_up;
+        // Of a pack that awaits deletion only what somebody suffers from matters: everything else is elsewhere.
+        let matters = !pack.pending && (pack.indexed.is_some() || pack.used && pack.listed.is_some());
         let hurts = |t: &Trouble| !t.snapshots.is_empty() || !t.paths_seen.is_empty();
-        if let Some(trouble) =
-            pack.trouble.take().filter(|t| matters || (pack.used && pack.listed.is_some()) || hurts(t))
-        {
-            objects.insert(name, *trouble);
+        if let Some(trouble) = pack.trouble.as_ref().filter(|t| matters || hurts(t)) {
+            objects.insert(name, (**trouble).clone());
         }
     }
     let damaged = objects.into_iter().map(|(name, trouble)| damage(name, trouble)).collect();
-    CheckReport { counts, damaged, notes: notes.0.into_values().collect() }
+    CheckReport { counts, part: findings.part, damaged, notes: notes.into_list() }
 }
 
-fn damage(object: String, trouble: Trouble) -> Damage {
+pub(super) fn damage(object: String, trouble: Trouble) -> Damage {
     Damage {
         object,
         missing: trouble.missing,

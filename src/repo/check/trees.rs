@@ -14,15 +14,24 @@ use super::super::error::RepoError;
 use super::super::id::{ChunkId, PackId, RunId};
 use super::super::layout::SnapshotName;
 use super::super::lookup::Index;
-use super::super::path::leaf;
-use super::super::snapshot::ByteText;
-use super::super::tree::{self, BranchEntry, ChunkRef, Data, FileContent, Node, NodeKind, Page, TreeRef};
+use super::super::path::{self, Found, leaf};
+use super::super::snapshot::{ByteText, Manifest};
+use super::super::tree::{self, BranchEntry, ChunkRef, Data, FileContent, Location, Node, NodeKind, Page, TreeRef};
 use super::super::{READER_BYTES_DEFAULT, Reader, Repo};
 use super::objects::load_run;
-use super::{Affected, CheckProgress, CheckStage, Findings, Lost, Monitor, PATHS_MAX, Pack};
+use super::{Affected, CheckProgress, CheckStage, Findings, Monitor, PATHS_MAX, Pack, Unreadable};
 
 /// The first half of a page's id: 2^64 pages before two are mistaken for one.
-type PageKey = [u8; 16];
+pub(in crate::repo) type PageKey = [u8; 16];
+/// Pages that suffer, they or what is below them, and the packs that they suffer from.
+pub(in crate::repo) type Hurt = HashMap<PageKey, BTreeSet<PackId>>;
+
+/// Where a walk begins: in which snapshot, at which path, with what.
+pub(in crate::repo) struct Start {
+    name: SnapshotName,
+    path: Vec<u8>,
+    found: Found,
+}
 
 /// A page being gone through.
 struct Open {
@@ -42,38 +51,79 @@ struct Walk<'a> {
     /// Every chunk's places, loaded when a reference first fails.
     index: Option<Index>,
     seen: HashSet<PageKey>,
-    hurt: HashMap<PageKey, BTreeSet<PackId>>,
+    hurt: Hurt,
     snapshot: SnapshotName,
     path: Vec<u8>,
     open: Vec<Open>,
 }
 
-/// Follows every snapshot, the oldest first.
-pub(super) async fn follow(repo: &Repo, findings: &mut Findings, monitor: Monitor<'_>) -> Result<(), RepoError> {
-    let roots: Vec<(SnapshotName, TreeRef)> =
-        findings.snapshots.iter().map(|(name, manifest)| (*name, manifest.root.into())).collect();
-    let Some((first, _)) = roots.first() else { return Ok(()) };
-    let (total, bytes) = (roots.len() as u64, findings.counts.bytes_read);
+/// Returns where the walks of all snapshots begin, the oldest first, or those of the paths that were asked for.
+///
+/// A path that cannot be found because what leads to it is damaged becomes all of its snapshot: the walk names the damage.
+pub(in crate::repo) async fn roots(
+    repo: &Repo,
+    findings: &Findings,
+    only: &[(SnapshotName, Vec<u8>)],
+) -> Result<Vec<Start>, RepoError> {
+    let root_of = |manifest: &Manifest| TreeRef::from(manifest.root);
+    if only.is_empty() {
+        let whole = |(name, manifest): &(SnapshotName, Manifest)| Start {
+            name: *name,
+            path: Vec::new(),
+            found: Found::Root(root_of(manifest)),
+        };
+        return Ok(findings.snapshots.iter().map(whole).collect());
+    }
+    let (reader, mut out) = (repo.reader(READER_BYTES_DEFAULT / 4), Vec::new());
+    for (name, path) in only {
+        let Some((_, manifest)) = findings.snapshots.iter().find(|(other, _)| other == name) else {
+            continue; // damaged, and named already
+        };
+        let parts: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".").collect();
+        out.push(match path::resolve(&reader, root_of(manifest), path).await {
+            Ok(found) => {
+                let path = parts.iter().flat_map(|part| [b"/", *part].concat()).collect();
+                Start { name: *name, path, found }
+            }
+            Err(RepoError::Damaged { .. }) => {
+                Start { name: *name, path: Vec::new(), found: Found::Root(root_of(manifest)) }
+            }
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(out)
+}
+
+/// Follows snapshots; returns the pages that suffer.
+pub(in crate::repo) async fn follow(
+    repo: &Repo,
+    findings: &mut Findings,
+    starts: &[Start],
+    monitor: Monitor<'_>,
+) -> Result<Hurt, RepoError> {
+    let Some(first) = starts.first() else { return Ok(Hurt::new()) };
+    let (total, bytes) = (starts.len() as u64, findings.counts.bytes_read);
     let mut walk = Walk {
         repo,
         reader: repo.reader(READER_BYTES_DEFAULT),
         findings,
         index: None,
         seen: HashSet::new(),
-        hurt: HashMap::new(),
-        snapshot: *first,
+        hurt: Hurt::new(),
+        snapshot: first.name,
         path: Vec::new(),
         open: Vec::new(),
     };
-    for (done, (name, root)) in (0..).zip(roots) {
-        monitor(CheckProgress { stage: CheckStage::Snapshots, done, total, bytes });
-        walk.snapshot = name;
-        for pack in walk.snapshot_from(root).await? {
-            walk.pack(pack).trouble("damaged").snapshots.insert(name);
+    let tell = |done| monitor(CheckProgress { stage: CheckStage::Snapshots, done, total, bytes, whole: None });
+    for (done, start) in (0..).zip(starts) {
+        tell(done);
+        walk.snapshot = start.name;
+        for pack in walk.snapshot_from(start).await? {
+            walk.pack(pack).trouble("damaged").snapshots.insert(start.name);
         }
     }
-    monitor(CheckProgress { stage: CheckStage::Snapshots, done: total, total, bytes });
-    Ok(())
+    tell(total);
+    Ok(walk.hurt)
 }
 
 /// What the next entry of a page asks for.
@@ -84,11 +134,20 @@ enum Next {
 }
 
 impl Walk<'_> {
-    /// Goes through all that is below `root` and not yet seen; returns the packs it suffers from.
-    async fn snapshot_from(&mut self, root: TreeRef) -> Result<BTreeSet<PackId>, RepoError> {
+    /// Goes through all that is below a start and not yet seen; returns the packs it suffers from.
+    async fn snapshot_from(&mut self, start: &Start) -> Result<BTreeSet<PackId>, RepoError> {
         let mut hurt = BTreeSet::new();
-        self.path.clear();
-        self.enter(&root, &mut hurt).await?;
+        self.path.clone_from(&start.path);
+        match &start.found {
+            Found::Root(root) => self.enter(root, &mut hurt).await?,
+            Found::Node(node) => match &node.kind {
+                NodeKind::Directory(tree) => self.enter(tree, &mut hurt).await?,
+                _ => {
+                    self.path.truncate(self.path.len() - node.name.as_bytes().len() - 1);
+                    self.node(node, &mut hurt).await?;
+                }
+            },
+        }
         while let Some(mut open) = self.open.pop() {
             match self.step(&mut open).await? {
                 Next::Nothing => self.open.push(open),
@@ -215,7 +274,7 @@ impl Walk<'_> {
         let problem = match read(self.reader.clone(), *at).await {
             Ok(value) => {
                 let pack = self.pack(at.pack);
-                let lost = pack.trouble.as_ref().is_some_and(|t| t.lost == Lost::All);
+                let lost = pack.trouble.as_ref().is_some_and(|t| t.lost == Unreadable::All);
                 self.findings.counts.moved += u64::from(lost || self.pack(at.pack).listed.is_none());
                 return Ok(Some(value));
             }
@@ -234,6 +293,7 @@ impl Walk<'_> {
             }
         }
         self.pack(at.pack).trouble(&problem);
+        self.findings.lost.trees.insert(at.id, *at);
         Ok(None)
     }
 
@@ -246,6 +306,7 @@ impl Walk<'_> {
                 self.findings.counts.moved += 1;
             } else {
                 self.pack(at.pack).trouble(problem);
+                self.findings.lost.content.insert(chunk.id, *chunk);
                 bad.insert(at.pack);
             }
         }
@@ -255,22 +316,20 @@ impl Walk<'_> {
     async fn is_elsewhere(&mut self, chunk: &ChunkRef) -> Result<bool, RepoError> {
         self.index().await?;
         let Some(index) = &self.index else { return Ok(false) };
-        let packs = &self.findings.packs;
-        Ok(index.places(chunk.id).filter(|p| p.bytes == chunk.bytes).any(|placed| {
-            let at = &placed.location;
+        let packs = &mut self.findings.packs;
+        let holds = |packs: &HashMap<PackId, Pack>, at: &Location| {
             packs.get(&at.pack).is_some_and(|pack| pack.holds(at.frame_offset, at.frame_bytes).is_ok())
-        }))
+        };
+        let mut places = index.places(chunk.id).filter(|placed| placed.bytes == chunk.bytes);
+        let found = places.find(|placed| holds(packs, &placed.location)).map(|placed| placed.location.pack);
+        found.and_then(|pack| packs.get_mut(&pack)).into_iter().for_each(|pack| pack.used = true);
+        Ok(found.is_some())
     }
 
     /// Returns the index, as far as its runs open.
     async fn index(&mut self) -> Result<&Index, RepoError> {
         if self.index.is_none() {
-            let ids = self.findings.runs.clone();
-            let repo = self.repo;
-            let load = |id: RunId| async move { Ok::<_, RepoError>((id, load_run(repo, id).await?)) };
-            let runs: Vec<_> = futures::stream::iter(ids).map(load).buffered(8).try_collect().await?;
-            let runs = runs.into_iter().filter_map(|(id, run)| Some((id, run?.ok()?))).collect();
-            self.index = Some(Index { runs });
+            self.index = Some(readable_index(self.repo, self.findings).await?);
         }
         Ok(self.index.get_or_insert_default())
     }
@@ -291,6 +350,16 @@ impl Walk<'_> {
     }
 }
 
-fn key_of(id: ChunkId) -> PageKey {
+/// Loads the index, as far as its runs open.
+pub(in crate::repo) async fn readable_index(repo: &Repo, findings: &Findings) -> Result<Index, RepoError> {
+    let load = |id: RunId| async move { Ok::<_, RepoError>((id, load_run(repo, id).await?)) };
+    let runs: Vec<_> = futures::stream::iter(findings.runs.clone()).map(load).buffered(8).try_collect().await?;
+    let mut runs: Vec<_> = runs.into_iter().filter_map(|(id, run)| Some((id, run?.ok()?))).collect();
+    runs.extend(findings.rebuilt.iter().cloned());
+    Ok(Index { runs })
+}
+
+/// Returns what a page is remembered by.
+pub(in crate::repo) fn key_of(id: ChunkId) -> PageKey {
     *id.0.first_chunk().expect("32 bytes hold 16")
 }

@@ -97,7 +97,7 @@ impl Kloset {
 
     /// Checks everything, content included.
     pub(crate) fn check(&self) -> Result<CheckReport, RepoError> {
-        runtime().block_on(check(&self.0, CheckOptions { read_data: true }, &|_| {}))
+        runtime().block_on(check(&self.0, CheckOptions { read_data: true, ..CheckOptions::default() }, &|_| {}))
     }
 
     /// Tells whether a pack holds content, and not trees.

@@ -62,7 +62,7 @@ impl Scratch {
     }
 
     pub(crate) fn check(&self, repo: &Repo, read_data: bool) -> CheckReport {
-        self.runtime.block_on(check(repo, CheckOptions { read_data }, &|_| {})).unwrap()
+        self.runtime.block_on(check(repo, CheckOptions { read_data, ..CheckOptions::default() }, &|_| {})).unwrap()
     }
 
     /// Restores the source folder of a snapshot into `target`.

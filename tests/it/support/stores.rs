@@ -65,6 +65,20 @@ impl Recording {
         Self::new(InMemory::new())
     }
 
+    /// Goes on from what a store holds, as if all of it had been put.
+    pub(crate) fn over(store: &InMemory) -> Self {
+        let recording = Self::slow();
+        futures::executor::block_on(async {
+            let objects: Vec<ObjectMeta> = store.list(None).try_collect().await.unwrap();
+            for object in objects {
+                let content = store.get(&object.location).await.unwrap().bytes().await.unwrap();
+                recording.inner.put(&object.location, content.clone().into()).await.unwrap();
+                recording.done(&object.location, Some(content), recording.mark());
+            }
+        });
+        recording
+    }
+
     /// A store whose puts take long enough that several are in flight at once.
     pub(crate) fn slow() -> Self {
         Self { slow: true, ..Self::in_memory() }

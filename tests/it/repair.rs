@@ -1,0 +1,370 @@
+//! Repairing: whatever happens to whichever object, a repair names it, and with somebody who still has what is lost
+//! everything is whole again. Without, what is left gets a corrected snapshot. A crash at any moment makes nothing worse.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kloset_mount::backup::{self, BackupOptions};
+use kloset_mount::monitor::Monitor;
+use kloset_mount::repo::Repo;
+use kloset_mount::repo::id::ChunkId;
+use kloset_mount::repo::layout::{self, SnapshotName};
+use kloset_mount::repo::pack::PACK_BYTES_MAX;
+use kloset_mount::repo::repair::{CORRECTED_TAG, Outcome, RepairOptions, RepairReport, Wanted, other, repair};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::ObjectStoreExt;
+
+use crate::crash::subsets;
+use crate::support::kloset::{Kloset, options, runtime};
+use crate::support::random::noise;
+use crate::support::stores::Recording;
+use crate::support::tree::{Dump, Source, assert_same};
+
+/// A kloset with two snapshots of two sessions: the second one added files.
+struct Case {
+    store: InMemory,
+    source: Source,
+    dumps: Vec<(SnapshotName, Dump)>,
+}
+
+/// Where lost content is looked for.
+enum From<'a> {
+    Nobody,
+    Copy(&'a Case),
+    Kloset(&'a Kloset),
+    Folder(&'a Source),
+}
+
+impl Case {
+    fn new() -> Case {
+        let recording = Recording::in_memory();
+        let kloset = Kloset::create(recording.clone());
+        let source = Source::new();
+        for n in 0..8 {
+            source.file(format!("d{}/f{n}", n % 3), noise(n, 9000));
+        }
+        source.file("d1/deep/er/tiny", "tiny");
+        let first = kloset.backup(source.path()).name;
+        let before = source.scan();
+        source.file("d1/added", noise(100, 20_000));
+        source.file("new/added", noise(101, 5000));
+        let second = kloset.backup(source.path()).name;
+        let dumps = vec![(first, before), (second, source.scan())];
+        Case { store: recording.rebuild(recording.mark(), &[]), source, dumps }
+    }
+
+    fn copy(&self) -> InMemory {
+        self.store.fork()
+    }
+
+    fn named(&self, folder: &str) -> Vec<String> {
+        let kloset = Kloset::open(self.copy()).unwrap();
+        runtime().block_on(kloset.0.store.list(folder)).unwrap().into_iter().map(|object| object.name).collect()
+    }
+
+    fn packs(&self, of_data: bool) -> Vec<String> {
+        let kloset = Kloset::open(self.copy()).unwrap();
+        self.named("packs").into_iter().filter(|name| kloset.is_data_pack(name) == of_data).collect()
+    }
+
+    /// Every snapshot that was readable before reads as it was.
+    #[track_caller]
+    fn assert_reads(&self, kloset: &Kloset, which: &[SnapshotName]) {
+        for (name, dump) in self.dumps.iter().filter(|(name, _)| which.contains(name)) {
+            let found = kloset.dump(*name, self.source.path()).unwrap();
+            assert_same(&without_ctime(dump), &found);
+        }
+    }
+
+    fn names(&self) -> Vec<SnapshotName> {
+        self.dumps.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// Which snapshots read wholly.
+    fn readable(&self, kloset: &Kloset) -> Vec<SnapshotName> {
+        let reads = |name: &SnapshotName| kloset.dump(*name, self.source.path()).is_ok();
+        self.names().into_iter().filter(reads).collect()
+    }
+}
+
+/// A folder that is added to changes its own times; the tests here do not look at folders above.
+fn without_ctime(dump: &Dump) -> Dump {
+    crate::support::tree::without_ctime(dump.clone())
+}
+
+fn change(store: &InMemory, name: &str, damage: impl FnOnce(&mut Vec<u8>)) {
+    let path = Path::parse(name).unwrap();
+    futures::executor::block_on(async {
+        let mut content = store.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+        damage(&mut content);
+        store.put(&path, Bytes::from(content).into()).await.unwrap();
+    });
+}
+
+fn delete(store: &InMemory, name: &str) {
+    futures::executor::block_on(store.delete(&Path::parse(name).unwrap())).unwrap();
+}
+
+fn damages() -> Vec<(&'static str, fn(&InMemory, &str))> {
+    vec![
+        ("delete", delete),
+        ("truncate", |store, name| change(store, name, |content| content.truncate(content.len() / 2))),
+        ("flip in the middle", |store, name| change(store, name, |content| *middle(content) ^= 1)),
+        ("flip in the footer", |store, name| {
+            change(store, name, |content| {
+                let at = content.len() - 60;
+                content[at] ^= 1;
+            });
+        }),
+        ("flip in the last byte", |store, name| change(store, name, |content| *content.last_mut().unwrap() ^= 1)),
+        ("grow", |store, name| change(store, name, |content| content.push(0))),
+    ]
+}
+
+fn middle(content: &mut [u8]) -> &mut u8 {
+    let at = content.len() / 2;
+    &mut content[at]
+}
+
+fn run(kloset: &Kloset, apply: bool, from: &From<'_>) -> RepairReport {
+    let handle = runtime().handle();
+    let mut heal = |repo: &Repo, wanted: &Wanted<'_>| -> Result<HashSet<ChunkId>, _> {
+        match from {
+            From::Nobody => Ok(HashSet::new()),
+            From::Copy(case) => other::heal_from(repo, handle, &Kloset::open(case.copy())?.0, wanted),
+            From::Kloset(kloset) => other::heal_from(repo, handle, &kloset.0, wanted),
+            From::Folder(source) => {
+                let paths: [PathBuf; 1] = [source.path().to_owned()];
+                let healed = backup::heal(repo, handle, (&paths, None), wanted.lost, &Arc::new(Monitor::default()));
+                Ok(healed.unwrap())
+            }
+        }
+    };
+    repair(&kloset.0, handle, RepairOptions { read_data: true, apply }, &mut heal, &|_| {}).unwrap()
+}
+
+/// Damages an object, looks at the plan, applies it, and expects the object to be named and everything to be whole.
+#[track_caller]
+fn expect_whole_again(case: &Case, what: &str, name: &str, damage: impl FnOnce(&InMemory, &str), from: &From<'_>) {
+    let store = case.copy();
+    damage(&store, name);
+    let recording = Recording::new(store);
+    let kloset = Kloset::open(recording.clone()).unwrap();
+    let plan = run(&kloset, false, from);
+    assert_eq!(recording.mark(), 0, "{what}: a plan changes nothing");
+    let report = run(&kloset, true, from);
+    let named: Vec<_> = report.check.damaged.iter().map(|damage| damage.object.as_str()).collect();
+    assert_eq!(named, [name], "{what}");
+    assert!(report.is_whole() && plan.is_whole() && plan.is_needed(), "{what} {name}: {plan:#?} {report:#?}");
+    let kloset = Kloset::open(recording.clone()).unwrap();
+    case.assert_reads(&kloset, &case.names());
+    assert_eq!(kloset.check().unwrap().damaged, [], "{what} {name}: {report:#?}");
+    let mark = recording.mark();
+    assert!(!run(&kloset, true, from).is_needed(), "{what}");
+    assert_eq!(recording.mark(), mark, "{what}: a repair of what is whole puts nothing");
+}
+
+#[test]
+fn with_a_copy_every_damaged_object_is_named_and_made_good() {
+    let case = Case::new();
+    let objects = [case.named("packs"), case.named("index")].concat();
+    assert_eq!(objects.len(), 6);
+    for name in objects {
+        for (what, damage) in damages() {
+            expect_whole_again(&case, what, &name, damage, &From::Copy(&case));
+        }
+    }
+}
+
+#[test]
+fn with_the_source_lost_content_is_made_good() {
+    let case = Case::new();
+    for name in case.packs(true) {
+        for (what, damage) in damages() {
+            expect_whole_again(&case, what, &name, damage, &From::Folder(&case.source));
+        }
+    }
+}
+
+#[test]
+fn index_runs_are_made_again_without_anybody() {
+    let case = Case::new();
+    for name in case.named("index") {
+        for (what, damage) in damages() {
+            expect_whole_again(&case, what, &name, damage, &From::Nobody);
+        }
+    }
+    let store = case.copy();
+    case.named("index").iter().for_each(|name| delete(&store, name));
+    let kloset = Kloset::open(store).unwrap();
+    assert_eq!(run(&kloset, true, &From::Nobody).packs_listed, 4);
+    kloset.assert_whole();
+    assert_eq!(kloset.backup(case.source.path()).manifest.summary.chunks_new, 0);
+}
+
+#[test]
+fn folders_come_back_from_an_unchanged_source_and_from_a_kloset_with_other_keys() {
+    let source = Source::new();
+    for n in 0..6 {
+        source.file(format!("a/b{}/f{n}", n % 2), noise(n, 9000));
+    }
+    source.sparse("a/sparse", &[(0, b"x"), (1 << 20, b"y")], 2 << 20);
+    std::os::unix::fs::symlink("f0", source.at("a/link")).unwrap();
+    source.file("large", noise(77, 700_000)); // more chunks than stand in a node
+    let dump = source.scan();
+    let healed = source.quietly(|| {
+        let recording = Recording::in_memory();
+        let time_unix_ms = Some(1_790_000_000_000);
+        let same = || BackupOptions { time_unix_ms, ..options(source.path()) };
+        let name = Kloset::create(recording.clone()).backup_with(same()).unwrap().name;
+        let other = Kloset::create(InMemory::new());
+        other.backup_with(same()).unwrap();
+        let mut out = Vec::new();
+        for from in [From::Folder(&source), From::Kloset(&other)] {
+            for what in ["trees", "content", "both"] {
+                let store = recording.rebuild(recording.mark(), &[]);
+                let kloset = Kloset::open(store.clone()).unwrap();
+                let packs = runtime().block_on(kloset.0.store.list("packs")).unwrap();
+                for pack in packs {
+                    if what == "both" || kloset.is_data_pack(&pack.name) == (what == "content") {
+                        delete(&store, &pack.name);
+                    }
+                }
+                assert!(!run(&kloset, false, &From::Nobody).is_whole());
+                let report = run(&kloset, true, &from);
+                out.push((what, report, kloset.dump(name, source.path()), kloset));
+            }
+        }
+        out
+    });
+    for (what, report, found, kloset) in healed {
+        assert!(report.is_whole(), "{what}: {report:#?}");
+        assert_same(&without_ctime(&dump), &found.unwrap());
+        kloset.assert_whole();
+    }
+}
+
+#[test]
+fn what_nobody_has_is_left_out_of_a_corrected_snapshot_beside_the_damaged_one() {
+    let case = Case::new();
+    let (first, second) = (case.dumps[0].0, case.dumps[1].0);
+    let store = case.copy();
+    let added = case.packs(true).into_iter().find(|name| {
+        let store = case.copy();
+        delete(&store, name);
+        case.readable(&Kloset::open(store).unwrap()) == [first]
+    });
+    delete(&store, &added.unwrap());
+    let recording = Recording::new(store);
+    let kloset = Kloset::open(recording.clone()).unwrap();
+    let report = run(&kloset, true, &From::Nobody);
+    assert!(!report.is_whole());
+    let [verdict] = &report.snapshots[..] else { panic!("{report:#?}") };
+    let Outcome::Corrected(by) = verdict.outcome else { panic!("{report:#?}") };
+    assert_eq!((verdict.snapshot, verdict.paths_total), (second.id, 2));
+
+    let corrected = SnapshotName { id: by, ..second };
+    assert_eq!(kloset.snapshots().unwrap().len(), 3, "the damaged one stays");
+    let manifest = runtime().block_on(kloset.0.manifest(corrected)).unwrap();
+    assert!(manifest.incomplete && manifest.errors_total == 2 && manifest.parent == Some(second.id));
+    assert_eq!((manifest.host.as_str(), &manifest.tags[..]), ("host", &[CORRECTED_TAG.to_owned()][..]));
+    let told: Vec<_> = manifest.errors.iter().map(|error| error.path.0.clone()).collect();
+    let at = |name| case.source.at(name).into_os_string().into_encoded_bytes();
+    assert_eq!(told, [at("d1/added"), at("new/added")]);
+    let mut left = without_ctime(&case.dumps[1].1);
+    left.retain(|path, _| !path.ends_with(b"added"));
+    assert_same(&left, &kloset.dump(corrected, case.source.path()).unwrap());
+    case.assert_reads(&kloset, &[first]);
+
+    let mark = recording.mark();
+    let again = run(&kloset, true, &From::Nobody);
+    assert_eq!(again.snapshots, report.snapshots, "one corrected snapshot is enough");
+    assert_eq!(recording.put_since(mark, ""), Vec::<String>::new());
+    // The damaged pack is marked: the next backup relies on nothing in it and stores it again, which heals.
+    let rerun = kloset.backup_with(BackupOptions { force: true, ..options(case.source.path()) }).unwrap();
+    assert!(rerun.manifest.summary.chunks_new > 0);
+    case.assert_reads(&kloset, &case.names());
+    kloset.assert_whole();
+}
+
+#[test]
+fn a_snapshot_that_does_not_open_and_a_key_slot_are_named_with_what_to_do() {
+    let case = Case::new();
+    let (store, name) = (case.copy(), case.dumps[0].0);
+    change(&store, &name.object(), |content| *middle(content) ^= 1);
+    let kloset = Kloset::open(store).unwrap();
+    let report = run(&kloset, true, &From::Nobody);
+    assert_eq!(report.left[0].object, name.object());
+    assert!(report.left[0].advice.contains(&format!("forget {}", name.id.short())), "{report:#?}");
+    assert_eq!(report.snapshots[0].outcome, Outcome::Unreadable);
+    case.assert_reads(&kloset, &case.names()[1..]);
+}
+
+/// What a newer program wrote is not moved away because this one does not understand it.
+#[test]
+fn what_does_not_open_is_moved_aside_and_a_copy_kept() {
+    let case = Case::new();
+    let (store, name) = (case.copy(), case.named("index")[0].clone());
+    change(&store, &name, |content| *middle(content) ^= 1);
+    let damaged = futures::executor::block_on(async {
+        store.get(&Path::parse(&name).unwrap()).await.unwrap().bytes().await.unwrap()
+    });
+    let kloset = Kloset::open(store.clone()).unwrap();
+    let report = run(&kloset, true, &From::Nobody);
+    assert_eq!(report.set_aside, std::slice::from_ref(&name));
+    let kept = runtime().block_on(kloset.0.store.get(&format!("damaged/{name}"), PACK_BYTES_MAX)).unwrap();
+    assert_eq!(kept, damaged);
+    assert!(futures::executor::block_on(store.head(&Path::parse(&name).unwrap())).is_err());
+    assert_eq!(layout::parse_run(&format!("damaged/{name}")), None);
+}
+
+/// Every prefix of a repair's mutations, with what was in flight: what read before reads, and the next repair ends it.
+#[test]
+fn a_crash_at_any_moment_of_a_repair_loses_nothing() {
+    let case = Case::new();
+    let (data, trees, runs) = (case.packs(true), case.packs(false), case.named("index"));
+    let all = case.names();
+    let cases: [(&str, &dyn Fn(&InMemory), From<'_>); 4] = [
+        ("content, healed", &|store| delete(store, &data[0]), From::Copy(&case)),
+        (
+            "trees and an index run, healed",
+            &|store| {
+                change(store, &trees[1], |content| *middle(content) ^= 1);
+                change(store, &runs[0], |content| content.truncate(100));
+            },
+            From::Copy(&case),
+        ),
+        (
+            "content, salvaged and corrected",
+            &|store| {
+                change(store, &data[1], |content| content.truncate(content.len() / 2));
+            },
+            From::Nobody,
+        ),
+        ("no index", &|store| runs.iter().for_each(|name| delete(store, name)), From::Nobody),
+    ];
+    for (what, damage, from) in cases {
+        let store = case.copy();
+        damage(&store);
+        let before = case.readable(&Kloset::open(store.fork()).unwrap());
+        let recording = Recording::over(&store);
+        let from_mark = recording.mark();
+        let whole = run(&Kloset::open(recording.clone()).unwrap(), true, &from).is_whole();
+        assert!(recording.mark() > from_mark, "{what}");
+        for prefix in from_mark..=recording.mark() {
+            for also in subsets(&recording, prefix) {
+                let kloset = Kloset::open(recording.rebuild(prefix, &also)).unwrap();
+                case.assert_reads(&kloset, &before);
+                let report = run(&kloset, true, &from);
+                assert_eq!(report.is_whole(), whole, "{what} after {prefix} and {also:?}: {report:#?}");
+                case.assert_reads(&kloset, if whole { &all } else { &before });
+                if whole {
+                    kloset.assert_whole();
+                }
+            }
+        }
+    }
+}
