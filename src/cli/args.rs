@@ -11,6 +11,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use super::env::Environment;
 use super::size::parse_rate;
 use super::{backup, cat, check, config_cmd, create, forget, key, ls, mount, restore, status, systemd, umount, words};
+use super::{rewrite, sync, tag};
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
 #[derive(Debug, Parser)]
@@ -100,6 +101,12 @@ pub(crate) enum Command {
     Check(check::CheckArgs),
     /// Removes snapshots by policy or by name; shows a plan until told to apply it.
     Forget(forget::ForgetArgs),
+    /// Copies the snapshots that another repository lacks: `sync to|from|with REPOSITORY`.
+    Sync(sync::SyncArgs),
+    /// Adds, removes and sets tags of snapshots.
+    Tag(tag::TagArgs),
+    /// Takes files out of snapshots; shows a plan until told to apply it.
+    Rewrite(rewrite::RewriteArgs),
     /// Lists, adds, changes and removes passphrases and key files.
     Key(key::KeyArgs),
     /// Reads and changes the config.

@@ -12,6 +12,7 @@ mod buckets;
 mod cache;
 mod cat;
 mod check;
+mod choice;
 mod config;
 mod config_cmd;
 mod config_file;
@@ -35,6 +36,7 @@ mod prometheus;
 mod repository;
 mod restore;
 mod retention;
+mod rewrite;
 mod secret;
 mod serve;
 mod signals;
@@ -42,7 +44,9 @@ mod size;
 mod sources;
 mod status;
 mod strength;
+mod sync;
 mod systemd;
+mod tag;
 mod umount;
 mod words;
 
@@ -107,6 +111,9 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Status(args) => status::run(&args, global, out),
         Command::Check(args) => check::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
+        Command::Sync(args) => sync::run(args, global, out),
+        Command::Tag(args) => tag::run(args, global, out),
+        Command::Rewrite(args) => rewrite::run(args, global, out),
         Command::Key(args) => key::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),

@@ -28,6 +28,7 @@ pub mod pending;
 mod places;
 pub mod policy;
 pub mod reader;
+mod replica;
 pub mod sealed;
 pub mod slots;
 pub mod snapshot;
