@@ -258,8 +258,8 @@ fn directory(node: &Node) -> Option<TreeRef> {
 fn without(manifest: &Manifest, tally: &CutTally, leaves: Leaves<'_>) -> Manifest {
     let mut out = manifest.clone();
     let goes = |path: &[u8]| {
-        let ends = path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        ends.map(|at| leaves(&path[..at], true)).any(|goes| goes) || leaves(path, false) || leaves(path, true)
+        let mut ends = path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        ends.any(|at| leaves(&path[..at], true)) || leaves(path, false) || leaves(path, true)
     };
     out.errors.retain(|error| !goes(&error.path.0));
     let named = (manifest.errors.len() - out.errors.len()) as u64;
