@@ -34,6 +34,7 @@ pub(super) fn begin(
         description: options.description.clone(),
         excludes: options.excludes.rules.iter().map(|rule| ByteText(rule.text.clone().into_bytes())).collect(),
         parent: None,
+        original: None,
         root: nowhere,
         summary: Summary::default(),
         index: Vec::new(),

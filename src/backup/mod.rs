@@ -56,7 +56,7 @@ use walk::{Batch, Step, Stopped, Streams, Walk};
 pub use bucket::BucketSource;
 pub use explain::{Explanation, Reason, explain};
 pub use heal::heal;
-pub use rules::{Rule, RuleError};
+pub use rules::{PathRules, Rule, RuleError};
 pub use select::{Excludes, IGNORE_FILE, Marker};
 pub use stream::{Stream, StreamError, StreamSource};
 

@@ -100,6 +100,25 @@ impl Rules {
     }
 }
 
+/// Rules that hold anywhere, for paths of a snapshot as for those of a backup.
+pub struct PathRules(Rules);
+
+impl PathRules {
+    /// Parses rules.
+    ///
+    /// # Errors
+    /// [`RuleError`].
+    pub fn new(lines: &[Rule]) -> Result<Self, RuleError> {
+        Rules::anywhere(lines).map(Self)
+    }
+
+    /// Tells whether an absolute path is left out by its own name; who walks from the top asks for each level.
+    #[must_use]
+    pub fn leaves_out(&self, path: &[u8], is_directory: bool) -> bool {
+        self.0.ruling(path, is_directory).is_some_and(|ruling| ruling.leaves_out)
+    }
+}
+
 /// A rule's place in its list, where the matcher has room for the name of a file.
 fn number(at: usize) -> PathBuf {
     at.to_string().into()

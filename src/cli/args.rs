@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use super::env::Environment;
 use super::size::parse_rate;
 use super::{
-    backup, cat, check, config_cmd, create, forget, key, ls, mount, prune, repair, restore, status, systemd, umount, words,
+    backup, cat, check, config_cmd, create, forget, key, ls, mount, prune, repair, restore, rewrite, status, sync, systemd, tag, umount, words,
 };
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
@@ -106,6 +106,12 @@ pub(crate) enum Command {
     Forget(forget::ForgetArgs),
     /// Frees the space of what no snapshot needs; shows a plan until told to apply it.
     Prune(prune::PruneArgs),
+    /// Copies the snapshots that another repository lacks: `sync to|from|with REPOSITORY`.
+    Sync(sync::SyncArgs),
+    /// Adds, removes and sets tags of snapshots.
+    Tag(tag::TagArgs),
+    /// Takes files out of snapshots; shows a plan until told to apply it.
+    Rewrite(rewrite::RewriteArgs),
     /// Lists, adds, changes and removes passphrases and key files.
     Key(key::KeyArgs),
     /// Reads and changes the config.

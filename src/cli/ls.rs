@@ -102,6 +102,7 @@ pub(super) fn snapshot_json(name: SnapshotName, manifest: &Manifest) -> Value {
         "tags": manifest.tags,
         "description": manifest.description,
         "parent": manifest.parent,
+        "original": manifest.original,
         "program": manifest.program,
         "summary": manifest.summary,
         "incomplete": manifest.incomplete,

@@ -13,6 +13,7 @@ mod cache;
 mod cat;
 mod check;
 mod checked;
+mod choice;
 mod config;
 mod config_cmd;
 mod config_file;
@@ -38,6 +39,7 @@ mod repair;
 mod repository;
 mod restore;
 mod retention;
+mod rewrite;
 mod secret;
 mod serve;
 mod signals;
@@ -46,7 +48,9 @@ mod sources;
 mod status;
 mod strength;
 mod subset;
+mod sync;
 mod systemd;
+mod tag;
 mod umount;
 mod words;
 
@@ -113,6 +117,9 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Repair(args) => repair::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
         Command::Prune(args) => prune::run(&args, global, out),
+        Command::Sync(args) => sync::run(args, global, out),
+        Command::Tag(args) => tag::run(args, global, out),
+        Command::Rewrite(args) => rewrite::run(args, global, out),
         Command::Key(args) => key::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),

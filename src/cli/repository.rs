@@ -9,7 +9,7 @@ use crate::store::{Rates, S3Options, Store, StoreLocation};
 use super::args::Global;
 use super::config::{Config, RepositoryEntry};
 use super::exit::CliError;
-use super::secret::{Ask, Found, Places, Unlock};
+use super::secret::{Ask, Found, OtherSecretArgs, Places, Unlock};
 use super::size::parse_rate;
 
 /// A repository that was named, with all that the config says about it.
@@ -81,7 +81,7 @@ impl ResolvedRepository {
             let region = global.env.text("AWS_REGION").or_else(|| global.env.text("AWS_DEFAULT_REGION"));
             s3.region_fallback = region.map(str::to_owned);
             if !s3.allow_anonymous {
-                let places = Places { flags: &global.args, env: &global.env, entry: entry.as_ref() };
+                let places = Places { flags: &global.args, env: &global.env, entry: entry.as_ref(), other: None };
                 let keys_from = places.add_s3_keys(&mut s3)?;
                 tracing::debug!("keys from {}", keys_from.join(", "));
             }
@@ -112,8 +112,14 @@ impl ResolvedRepository {
 
     /// Finds the passphrase or key file; asks on the terminal as the last resort.
     pub(crate) fn unlock(&self, global: &Global, ask: Ask) -> Result<Found<Unlock>, CliError> {
-        let places = Places { flags: &global.args, env: &global.env, entry: self.entry.as_ref() };
+        let places = Places { flags: &global.args, env: &global.env, entry: self.entry.as_ref(), other: None };
         places.unlock(&self.label(), ask)
+    }
+
+    /// Finds the passphrase or key file where this is the second repository of a command.
+    pub(crate) fn unlock_other(&self, other: &OtherSecretArgs, global: &Global) -> Result<Found<Unlock>, CliError> {
+        let places = Places { flags: &global.args, env: &global.env, entry: self.entry.as_ref(), other: Some(other) };
+        places.unlock(&self.label(), Ask::Once)
     }
 
     /// Puts the repository's own name into the commands that an error tells people to type.

@@ -73,9 +73,23 @@ impl NewSecretArgs {
         };
         match found {
             Some(found) => not_empty(found),
-            None => not_empty(prompt(&format!("the new key slot of {what}"), Ask::Twice)?),
+            None => not_empty(prompt(&format!("the new key slot of {what}"), false, Ask::Twice)?),
         }
     }
+}
+
+/// Where the secret of a second repository comes from: the other options are the first one's.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OtherSecretArgs {
+    /// File that holds the passphrase of the other repository.
+    #[arg(long, value_name = "FILE", group = "other_secret")]
+    pub(crate) other_passphrase_file: Option<PathBuf>,
+    /// Command that prints the passphrase of the other repository.
+    #[arg(long, value_name = "COMMAND", group = "other_secret")]
+    pub(crate) other_passphrase_command: Option<String>,
+    /// Key file of the other repository.
+    #[arg(long, value_name = "FILE", group = "other_secret")]
+    pub(crate) other_key_file: Option<PathBuf>,
 }
 
 /// A value and where it was found.
@@ -93,6 +107,8 @@ pub(crate) struct Places<'a> {
     pub(crate) flags: &'a GlobalArgs,
     pub(crate) env: &'a Environment,
     pub(crate) entry: Option<&'a RepositoryEntry>,
+    /// If it is the second repository of a command.
+    pub(crate) other: Option<&'a OtherSecretArgs>,
 }
 
 type Search<T> = Result<Option<Found<T>>, CliError>;
@@ -105,39 +121,45 @@ impl Places<'_> {
                 return not_empty(found);
             }
         }
-        not_empty(prompt(what, ask)?)
+        not_empty(prompt(what, self.other.is_some(), ask)?)
     }
 
     fn of_flags(&self) -> Search<Unlock> {
-        let flags = self.flags;
-        if let Some(path) = &flags.passphrase_file {
-            return passphrase_file(path, "--passphrase-file");
+        let (file, command, key) = match self.other {
+            None => (&self.flags.passphrase_file, &self.flags.passphrase_command, &self.flags.key_file),
+            Some(other) => (&other.other_passphrase_file, &other.other_passphrase_command, &other.other_key_file),
+        };
+        let flag = |name: &str| format!("--{}{name}", if self.other.is_some() { "other-" } else { "" });
+        if let Some(path) = file {
+            return passphrase_file(path, &flag("passphrase-file"));
         }
-        if let Some(command) = &flags.passphrase_command {
-            return passphrase_command(command, "--passphrase-command");
+        if let Some(command) = command {
+            return passphrase_command(command, &flag("passphrase-command"));
         }
-        flags.key_file.as_deref().map_or(Ok(None), |path| key_file(path, "--key-file"))
+        key.as_deref().map_or(Ok(None), |path| key_file(path, &flag("key-file")))
     }
 
     fn of_environment(&self) -> Search<Unlock> {
-        if let Some(secret) = self.env.secret("KLOSET_PASSPHRASE") {
-            return found(Unlock::Passphrase(secret), "KLOSET_PASSPHRASE");
+        let variable = |name: &str| format!("KLOSET_{}{name}", if self.other.is_some() { "OTHER_" } else { "" });
+        let [passphrase, file, command, key] =
+            ["PASSPHRASE", "PASSPHRASE_FILE", "PASSPHRASE_COMMAND", "KEY_FILE"].map(variable);
+        if let Some(secret) = self.env.secret(&passphrase) {
+            return found(Unlock::Passphrase(secret), &passphrase);
         }
-        if let Some(path) = self.env.path("KLOSET_PASSPHRASE_FILE") {
-            return passphrase_file(&path, "KLOSET_PASSPHRASE_FILE");
+        if let Some(path) = self.env.path(&file) {
+            return passphrase_file(&path, &file);
         }
-        if let Some(command) = self.env.text("KLOSET_PASSPHRASE_COMMAND") {
-            return passphrase_command(command, "KLOSET_PASSPHRASE_COMMAND");
+        if let Some(text) = self.env.text(&command) {
+            return passphrase_command(text, &command);
         }
-        let path = self.env.path("KLOSET_KEY_FILE");
-        path.map_or(Ok(None), |path| key_file(&path, "KLOSET_KEY_FILE"))
+        self.env.path(&key).map_or(Ok(None), |path| key_file(&path, &key))
     }
 
     fn of_credentials(&self) -> Search<Unlock> {
-        if let Some(path) = self.credential("passphrase") {
+        if let Some(path) = self.credential("passphrase", self.other.is_some()) {
             return passphrase_file(&path, &format!("systemd credential {path:?}"));
         }
-        let path = self.credential("key_file");
+        let path = self.credential("key_file", self.other.is_some());
         path.map_or(Ok(None), |path| key_file(&path, &format!("systemd credential {path:?}")))
     }
 
@@ -188,7 +210,7 @@ impl Places<'_> {
 
     /// A secret from a credential, else from the config.
     fn own(&self, key: &str) -> Search<Secret> {
-        match self.credential(key) {
+        match self.credential(key, false) {
             Some(path) => {
                 let from = format!("systemd credential {path:?}");
                 Ok(Some(Found { value: line(read(&path, &from)?), from }))
@@ -218,11 +240,11 @@ impl Places<'_> {
         Ok(Some(Found { value: line(run(command, &from)?), from }))
     }
 
-    /// File of a systemd credential: for this repository, else for the program.
-    fn credential(&self, key: &str) -> Option<PathBuf> {
+    /// File of a systemd credential: for this repository, else for the program, by another name if it is for the other one.
+    fn credential(&self, key: &str, is_other: bool) -> Option<PathBuf> {
         let folder = self.env.absolute_path("CREDENTIALS_DIRECTORY")?;
         let own = self.entry.map(|entry| folder.join(format!("{}.{key}", entry.name)));
-        let shared = folder.join(format!("kloset-mount.{key}"));
+        let shared = folder.join(format!("kloset-mount.{}{key}", if is_other { "other_" } else { "" }));
         own.into_iter().chain([shared]).find(|path| path.exists())
     }
 }
@@ -293,12 +315,13 @@ pub(crate) fn line(secret: Secret) -> Secret {
     if text.len() == secret.bytes().len() { secret } else { Secret::new(text.to_vec()) }
 }
 
-fn prompt(what: &str, ask: Ask) -> Result<Found<Unlock>, CliError> {
+fn prompt(what: &str, is_other: bool, ask: Ask) -> Result<Found<Unlock>, CliError> {
+    let (flag, variable) = if is_other { ("other-", "OTHER_") } else { ("", "") };
     if ask == Ask::Never || !std::io::stdin().is_terminal() {
         return Err(CliError::new(
             Exit::WrongPassphrase,
             format!(
-                "there is no passphrase for {what}: give --passphrase-file, KLOSET_PASSPHRASE, a systemd \
+                "there is no passphrase for {what}: give --{flag}passphrase-file, KLOSET_{variable}PASSPHRASE, a systemd \
                  credential or passphrase_file in the config; there is no terminal to ask on"
             ),
         ));

@@ -58,7 +58,7 @@ impl Case {
 
     fn unlock(&self) -> Result<Found<Unlock>, CliError> {
         let env = self.environment();
-        let places = Places { flags: &self.flags, env: &env, entry: Some(&self.entry) };
+        let places = Places { flags: &self.flags, env: &env, entry: Some(&self.entry), other: None };
         places.unlock("@s3", Ask::Never)
     }
 
@@ -141,7 +141,7 @@ fn keys_of_a_bucket_come_from_credentials_config_and_aws() {
     ]);
     let keys = |case: &Case| {
         let env = case.environment();
-        let places = Places { flags: &case.flags, env: &env, entry: Some(&case.entry) };
+        let places = Places { flags: &case.flags, env: &env, entry: Some(&case.entry), other: None };
         let mut options = S3Options::default();
         places.add_s3_keys(&mut options).unwrap();
         let secret = options.secret_access_key.as_ref().and_then(|secret| secret.text());
@@ -159,4 +159,23 @@ fn keys_of_a_bucket_come_from_credentials_config_and_aws() {
     assert_eq!(keys(&case), (None, None, 0));
     case.env.push(("AWS_ROLE_ARN".to_owned(), "arn".to_owned()));
     assert_eq!(keys(&case), (None, None, 1));
+}
+
+#[test]
+fn the_other_repository_has_places_of_its_own() {
+    let mut case = full();
+    let other = OtherSecretArgs { other_key_file: case.flags.key_file.clone(), ..OtherSecretArgs::default() };
+    let unlock = |case: &Case, other: &OtherSecretArgs| {
+        let env = case.environment();
+        let places = Places { flags: &case.flags, env: &env, entry: Some(&case.entry), other: Some(other) };
+        places.unlock("@s3", Ask::Never).map(|found| found.from)
+    };
+    assert_eq!(unlock(&case, &other).unwrap(), "--other-key-file");
+    let none = OtherSecretArgs::default();
+    assert!(unlock(&case, &none).unwrap().contains("s3.passphrase"), "what is named for it, not KLOSET_PASSPHRASE");
+    case.env.push(("KLOSET_OTHER_PASSPHRASE".to_owned(), "x".to_owned()));
+    assert_eq!(unlock(&case, &none).unwrap(), "KLOSET_OTHER_PASSPHRASE");
+    (case.env, case.entry.values) = (Vec::new(), std::collections::BTreeMap::new());
+    let error = unlock(&case, &none).unwrap_err();
+    assert!(error.message.contains("--other-passphrase-file, KLOSET_OTHER_PASSPHRASE"), "{error}");
 }

@@ -31,6 +31,7 @@ pub mod policy;
 pub mod prune;
 pub mod reader;
 pub mod repair;
+mod replica;
 pub mod sealed;
 pub mod slots;
 pub mod snapshot;

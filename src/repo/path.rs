@@ -96,6 +96,38 @@ impl Nodes {
     }
 }
 
+/// Iterates over the nodes of a directory in the order of their names, one by one.
+pub struct Entries {
+    pages: Nodes,
+    page: Option<Arc<Page>>,
+    slot: usize,
+}
+
+impl Entries {
+    /// Begins with the first node of a directory.
+    #[must_use]
+    pub fn new(reader: &Reader, directory: TreeRef) -> Self {
+        Self { pages: Nodes::new(reader, directory), page: None, slot: 0 }
+    }
+
+    /// Returns the next node as a page and a place in it, `None` after the last.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn next(&mut self) -> Result<Option<(Arc<Page>, usize)>, RepoError> {
+        loop {
+            if let Some(page) = &self.page
+                && self.slot < leaf(page).len()
+            {
+                self.slot += 1;
+                return Ok(Some((page.clone(), self.slot - 1)));
+            }
+            let Some(page) = self.pages.next_page().await? else { return Ok(None) };
+            (self.page, self.slot) = (Some(page), 0);
+        }
+    }
+}
+
 /// Finds a name in a directory: one page a level.
 ///
 /// # Errors

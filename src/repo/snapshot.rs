@@ -184,6 +184,9 @@ pub struct Manifest {
     pub excludes: Vec<ByteText>,
     /// The snapshot that unchanged files were taken over from.
     pub parent: Option<SnapshotId>,
+    /// The snapshot as it first was, if this one was put in its place with other tags or without some paths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<SnapshotId>,
     /// The root tree.
     pub root: Root,
     /// What was found and stored.
@@ -281,6 +284,7 @@ mod tests {
             description: String::new(),
             excludes: vec![],
             parent: None,
+            original: None,
             root: tree(1).into(),
             summary: Summary { files: 3, ..Summary::default() },
             index: vec![RunId([1; 16])],

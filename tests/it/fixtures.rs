@@ -202,6 +202,7 @@ impl<'a> Snapshot<'a> {
             description: String::new(),
             excludes: Vec::new(),
             parent: None,
+            original: None,
             root: root.into(),
             summary: Summary::default(),
             index: self.writer.runs().to_vec(),

@@ -41,9 +41,14 @@ impl Machine {
 
     #[track_caller]
     fn mount(&mut self, repository: &str) -> PathBuf {
+        self.mount_with(repository, &[])
+    }
+
+    #[track_caller]
+    fn mount_with(&mut self, repository: &str, options: &[&str]) -> PathBuf {
         let point = self.home.path().join("mount point");
         std::fs::create_dir_all(&point).unwrap();
-        self.done(&[repository, point.to_str().unwrap()]);
+        self.done(&[&[repository, point.to_str().unwrap()], options].concat());
         self.mounted = Some(point.clone());
         point
     }
@@ -137,4 +142,75 @@ fn what_goes_into_a_bucket_comes_back() {
     set(&machine, "secret_access_key", "S");
     set(&machine, "use_tls", "false");
     round_trip(&mut machine, "@s3-krepository");
+}
+
+/// Starts a server with one bucket and names it in the config.
+fn bucket(machine: &Machine, folder: &Path, name: &str) -> S3Server {
+    let (bucket, access_key, secret_key) = ("bucket", "K", "S");
+    let server = S3Server::start(&S3ServerOptions { folder, bucket, access_key, secret_key, port: 0 }).unwrap();
+    let location = format!("location=s3://127.0.0.1:{}/bucket", server.port);
+    let settings = [&location, "access_key=K", "secret_access_key=S", "use_tls=false"];
+    machine.done(&[&["config", "repository", "create", name][..], &settings].concat());
+    server
+}
+
+#[test]
+fn what_is_synced_to_other_keys_on_another_server_and_back_is_the_source() {
+    let mut machine = Machine::new();
+    let served = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let names = ["first", "second", "third"];
+    let _servers = [0, 1, 2].map(|at| bucket(&machine, served[at].path(), names[at]));
+    let source = Source::everything();
+    let path = source.path().canonicalize().unwrap();
+    let key = machine.home.path().join("other.key");
+    std::fs::write(&key, "cd".repeat(32)).unwrap();
+    let key = key.to_str().unwrap().to_owned();
+    machine.done(&["at", "@first", "create"]);
+    machine.done(&["at", "@second", "create", "--key-file", &key]);
+    machine.done(&["at", "@first", "backup", path.to_str().unwrap(), "--tag", "a"]);
+    let told = |output: Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let refused = machine.run(&["at", "@first", "sync", "to", "@second"]);
+    assert_eq!(refused.status.code(), Some(12));
+    assert!(told(refused).contains("--other-passphrase-file, KLOSET_OTHER_PASSPHRASE"));
+
+    let other = ["--other-key-file", key.as_str()];
+    let to_second = [&["at", "@first", "sync", "to", "@second"][..], &other].concat();
+    let planned = machine.done(&[&to_second[..], &["--dry-run"]].concat());
+    assert!(planned.contains("would copy 1 snapshots from @first to @second"), "{planned}");
+    let none = machine.done(&[&to_second[..], &["--tag", "b"]].concat());
+    assert!(none.contains("copied 0 snapshots from @first to @second, 0 B sent; 0 were there"), "{none}");
+    assert!(machine.done(&to_second).contains("copied 1 snapshots from @first to @second"));
+    let again = machine.done(&to_second);
+    assert!(again.contains("copied 0 snapshots from @first to @second, 0 B sent; 1 were there already"), "{again}");
+
+    // Back into a third one, with the keys of the first: from there it is what it was.
+    let absent = machine.run(&["at", "@first", "sync", "to", "@third"]);
+    assert_eq!(absent.status.code(), Some(10));
+    assert!(told(absent).contains("--create-copy"));
+    machine.done(&["at", "@first", "sync", "latest", "to", "@third", "--create-copy"]);
+    machine.done(&["at", "@first", "tag", "latest", "--add", "b"]);
+    let with = [&["at", "@first", "sync", "with", "@second"][..], &other].concat();
+    let both = machine.done(&with);
+    assert!(both.contains("copied 1 snapshots from @first to @second"), "{both}");
+    assert!(both.contains("copied 0 snapshots from @second to @first"), "{both}");
+    for (repository, options) in [("@first", &[][..]), ("@second", &["--key-file", key.as_str()]), ("@third", &[])] {
+        let point = machine.mount_with(repository, options);
+        let mounted = below(&point.join("latest"), &path);
+        assert_eq!(rsync_differences(&path, &mounted), Vec::<String>::new(), "{repository}");
+        machine.unmount();
+        machine.done(&[&["check", "-r", repository, "--read-data"], options].concat());
+    }
+    let home = machine.home.path().join("home again").to_str().unwrap().to_owned();
+    machine.done(&["create", "-r", &home]);
+    let back = [&["sync", "-r", &home, "--tag", "b", "from", "@second"][..], &other].concat();
+    assert!(machine.done(&back).contains("copied 1 snapshots from @second to"));
+    let point = machine.mount(&home);
+    assert_eq!(rsync_differences(&path, &below(&point.join("latest"), &path)), Vec::<String>::new());
+    machine.unmount();
+    let plan = machine.done(&["rewrite", "-r", &home, "--exclude", "sizes/"]);
+    assert!(plan.contains("would rewrite 1 of 1 snapshots") && plan.contains("/sizes"), "{plan}");
+    machine.done(&["rewrite", "-r", &home, "--exclude", "sizes/", "--apply", "--forget"]);
+    let listed = machine.done(&["ls", "-r", &home, &format!("latest:{}", path.display())]);
+    assert!(!listed.contains("sizes") && machine.done(&["ls", "-r", &home, "--json"]).contains("\"b\""), "{listed}");
+    machine.done(&["check", "-r", &home, "--read-data"]);
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 /// What each layer may import besides itself and the leaves; `docs/architecture.md` says why.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["backup", "fs", "restore", "ui", "repo", "store"]),
+    ("cli", &["backup", "fs", "restore", "rewrite", "sync", "ui", "repo", "store"]),
     ("ui", &["repo", "store"]),
     ("backup", &["repo", "store"]),
     ("restore", &["repo", "store"]),
+    ("rewrite", &["repo", "store"]),
+    ("sync", &["repo", "store"]),
     ("fs", &["repo", "store"]),
     ("repo", &["store"]),
     ("store", &[]),
