@@ -10,6 +10,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use super::env::Environment;
 use super::size::parse_rate;
+use super::{archive, diff, find, info, versions};
 use super::{backup, cat, check, config_cmd, create, forget, key, ls, mount, restore, status, systemd, umount, words};
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
@@ -85,6 +86,16 @@ pub(crate) enum Command {
     Ls(ls::LsArgs),
     /// Writes a file of a snapshot to standard output.
     Cat(cat::CatArgs),
+    /// Finds files by name over all snapshots.
+    Find(find::FindArgs),
+    /// Lists what a path was over all snapshots.
+    Versions(versions::VersionsArgs),
+    /// Lists what differs between two snapshots.
+    Diff(diff::DiffArgs),
+    /// Writes a snapshot, or a part of one, as a tar or zip archive.
+    Archive(archive::ArchiveArgs),
+    /// Tells what snapshots take.
+    Info(info::InfoArgs),
     /// Restores a snapshot, or a part of one, into a folder.
     Restore(restore::RestoreArgs),
     /// Shows all snapshots as read-only folders.

@@ -4,6 +4,7 @@
 //! command a file; what each does is in the layers below.
 
 mod alive;
+mod archive;
 mod args;
 mod background;
 mod backup;
@@ -12,14 +13,19 @@ mod buckets;
 mod cache;
 mod cat;
 mod check;
+mod chosen;
 mod config;
 mod config_cmd;
 mod config_file;
 mod create;
+mod diff;
+mod entries;
 mod env;
 mod excludes;
 mod exit;
+mod find;
 mod forget;
+mod info;
 mod key;
 mod kloset;
 mod lacks;
@@ -29,6 +35,7 @@ mod mount_options;
 mod mount_show;
 mod names;
 mod output;
+mod paper;
 mod process;
 mod progress;
 mod prometheus;
@@ -44,6 +51,7 @@ mod status;
 mod strength;
 mod systemd;
 mod umount;
+mod versions;
 mod words;
 
 use std::ffi::OsString;
@@ -105,6 +113,11 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Umount(args) => umount::run(args, global, out),
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Status(args) => status::run(&args, global, out),
+        Command::Find(args) => find::run(args, global, out),
+        Command::Versions(args) => versions::run(args, global, out),
+        Command::Diff(args) => diff::run(args, global, out),
+        Command::Info(args) => info::run(args, global, out),
+        Command::Archive(args) => archive::run(args, global, out),
         Command::Check(args) => check::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
         Command::Key(args) => key::run(args, global, out),

@@ -12,8 +12,12 @@ pub mod cache;
 pub mod check;
 pub mod chunker;
 pub mod compress;
+pub mod content_id;
 pub mod crypto;
+pub mod diff;
+pub mod distinct;
 pub mod error;
+pub mod find;
 pub mod forget;
 pub mod header;
 pub mod id;
@@ -23,16 +27,22 @@ pub mod layout;
 pub mod lookup;
 mod messagepack;
 pub mod pack;
+pub mod paper;
 pub mod path;
+pub mod pattern;
 pub mod pending;
 mod places;
 pub mod policy;
 pub mod reader;
+pub mod runs;
 pub mod sealed;
 pub mod slots;
 pub mod snapshot;
 pub mod tree;
 mod tree_wire;
+pub mod usage;
+pub mod versions;
+pub mod wanted;
 pub mod writer;
 
 use std::sync::Arc;
@@ -251,7 +261,11 @@ async fn header_and_slots(store: &Store) -> Result<(Header, slots::Fetched), Rep
     Ok((header, slots?))
 }
 
-fn resolve_in(names: &[SnapshotName], spec: &str) -> Result<SnapshotName, RepoError> {
+/// Finds among `names`, oldest first, the snapshot that `spec` means.
+///
+/// # Errors
+/// As [`Repo::resolve`].
+pub fn resolve_in(names: &[SnapshotName], spec: &str) -> Result<SnapshotName, RepoError> {
     let none = || RepoError::NoSnapshot(spec.to_owned());
     if let Some(rest) = spec.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {
