@@ -171,7 +171,8 @@ fn tell(report: &ArchiveReport, file: Option<&Path>, out: &mut Output) -> Result
     let what = format!("{files} files, {}, {directories} folders and {others} other entries", HumanBytes(*bytes));
     match file {
         Some(file) => {
-            out.line(format_args!("wrote {what} into \"{}\"", names::safe(file.as_os_str().as_encoded_bytes())))?
+            let file = names::safe(file.as_os_str().as_encoded_bytes());
+            out.line(format_args!("wrote {what} into \"{file}\""))?;
         }
         None => out.note(format_args!("wrote {what}")),
     }

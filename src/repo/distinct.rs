@@ -201,7 +201,7 @@ impl Ahead {
             self.packs += 1;
             self.bytes += fetched.unwrap_or(0) as u64;
         }
-        let bytes = if self.packs == 0 { PACK_BYTES_GUESS } else { (self.bytes / self.packs).max(1) };
+        let bytes = self.bytes.checked_div(self.packs).map_or(PACK_BYTES_GUESS, |bytes| bytes.max(1));
         let window = (AHEAD_BYTES / bytes).clamp(AHEAD_MIN, AHEAD_MAX);
         let end = snapshots.len().min(at + 1 + usize::try_from(window).expect("a small number"));
         self.next = self.next.max(at + 1);

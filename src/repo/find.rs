@@ -70,23 +70,26 @@ impl Hit {
     /// Returns each content once, with all snapshots that have it and as the newest of them has it.
     #[must_use]
     pub fn contents(&self) -> Vec<(Arc<Entry>, Runs)> {
-        let mut out: Vec<(Arc<Entry>, Runs, Option<(usize, usize)>)> = Vec::new();
-        for (entry, runs) in &self.entries {
-            let ends = runs.ends();
-            let what = |entry: &Entry| (entry.content, kind_of(&entry.node.kind));
-            match out.iter_mut().find(|(known, ..)| what(known) == what(entry)) {
-                Some((known, all, newest)) => {
+        let what = |entry: &Entry| (entry.content, kind_of(&entry.node.kind));
+        let last = |runs: &Runs| runs.ends().map(|(_, last)| last);
+        let mut out: Vec<(Arc<Entry>, Runs)> = Vec::new();
+        // Those that come later are in later snapshots: of two the second is shown.
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(_, runs)| last(runs));
+        let mut places = HashMap::new();
+        for (entry, runs) in entries {
+            let place = *places.entry(what(entry)).or_insert(out.len());
+            match out.get_mut(place) {
+                Some((known, all)) => {
+                    *known = entry.clone();
                     all.add(runs);
-                    if ends.map(|(_, last)| last) > newest.map(|(_, last)| last) {
-                        (*known, *newest) = (entry.clone(), ends);
-                    }
                 }
-                None => out.push((entry.clone(), runs.clone(), ends)),
+                None => out.push((entry.clone(), runs.clone())),
             }
         }
-        out.iter_mut().for_each(|(_, runs, _)| runs.settle());
-        out.sort_by_key(|(_, runs, _)| runs.ends());
-        out.into_iter().map(|(entry, runs, _)| (entry, runs)).collect()
+        out.iter_mut().for_each(|(_, runs)| runs.settle());
+        out.sort_by_key(|(_, runs)| runs.ends());
+        out
     }
 }
 

@@ -118,6 +118,12 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_format_is_what_is_printed() {
+        let page = include_str!("../../docs/format.md");
+        assert!(page.contains(&**lines(&[5; 32])), "{}", *lines(&[5; 32]));
+    }
+
+    #[test]
     fn a_slip_is_found_in_its_line() {
         let printed = lines(&key());
         let all: Vec<&str> = printed.lines().collect();

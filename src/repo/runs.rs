@@ -10,7 +10,7 @@ impl Runs {
     /// Returns the set of one number.
     #[must_use]
     pub fn of(number: u32) -> Self {
-        Self(vec![number..number + 1])
+        Self([number..number + 1].into())
     }
 
     /// Adds all numbers of another set.

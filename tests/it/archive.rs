@@ -22,7 +22,7 @@ fn fill(source: &Source) {
     source.file("empty", "");
     source.file("large", noise(3, 6_000_000));
     source.file("deep/er/file", "deep");
-    source.file(&format!("long/{}/{}", "d".repeat(200), "n".repeat(255)), "long");
+    source.file(format!("long/{}/{}", "d".repeat(200), "n".repeat(255)), "long");
     fs::write(source.path().join(OsStr::from_bytes(b"odd \xff\n")), "odd").unwrap();
     let long = [b"\xfe".repeat(120), b"x".to_vec()].concat();
     fs::write(source.path().join(OsStr::from_bytes(&long)), "odd and long").unwrap();
@@ -130,6 +130,6 @@ fn an_archive_with_a_file_that_cannot_be_read_never_looks_whole() {
         }
         let file = format!("to-file.{format}");
         local.says("full", &["archive", "latest", "-o", &file], 14, "cannot be read");
-        assert!(!local.home.at(&file).exists() && !local.home.at(&format!(".{file}.part")).exists());
+        assert!(!local.home.at(&file).exists() && !local.home.at(format!(".{file}.part")).exists());
     }
 }

@@ -37,18 +37,18 @@ impl Changing {
         let source = Source::new();
         for folder in 0..10 {
             for file in 0..10 {
-                source.file(&format!("f{folder}/sub/{file}.txt"), format!("{folder} {file}"));
+                source.file(format!("f{folder}/sub/{file}.txt"), format!("{folder} {file}"));
             }
         }
         for file in 0..3000 {
-            source.file(&format!("many/{file:04}.dat"), "");
+            source.file(format!("many/{file:04}.dat"), "");
         }
         for round in 0..ROUNDS {
-            source.file(&format!("f{}/sub/3.txt", round % 4), format!("round {}", round / 4));
-            source.file(&format!("f1/new{round}.txt"), "new");
-            source.file(&format!("many/{:04}.dat", round * 7), format!("{round}"));
+            source.file(format!("f{}/sub/3.txt", round % 4), format!("round {}", round / 4));
+            source.file(format!("f1/new{round}.txt"), "new");
+            source.file(format!("many/{:04}.dat", round * 7), format!("{round}"));
             if round > 2 {
-                fs::remove_file(source.at(&format!("f1/new{}.txt", round - 3))).unwrap();
+                fs::remove_file(source.at(format!("f1/new{}.txt", round - 3))).unwrap();
             }
             if round == 6 {
                 fs::rename(source.at("f9"), source.at("moved")).unwrap();
@@ -73,7 +73,12 @@ impl Changing {
         let reader = self.kloset.0.reader(READER_BYTES);
         let found = runtime().block_on(find(&reader, &self.rooted(), query)).unwrap();
         let mut hits = Vec::new();
-        found.each(|hit| Ok::<_, ()>(hits.push(hit))).unwrap();
+        found
+            .each(|hit| {
+                hits.push(hit);
+                Ok::<_, ()>(())
+            })
+            .unwrap();
         hits
     }
 
@@ -110,7 +115,8 @@ fn check(changing: &Changing, pattern: &str, least: usize) {
     let paths: Vec<_> = found.iter().map(|(path, _)| path.clone()).collect();
     assert!(paths.is_sorted_by_key(|path| path.split(|b| *b == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>()));
     let mut expected = expected;
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert!(found.len() >= least, "{pattern}: {} found", found.len());
     assert_eq!(found, expected, "{pattern}");
 }

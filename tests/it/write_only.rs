@@ -28,13 +28,13 @@ fn with_writer() -> Local {
 fn three_backups_by_a_write_only_host_store_nothing_twice_and_the_full_key_restores_each() {
     let local = with_writer();
     for file in 0..20 {
-        local.home.file(&format!("source/{file:02}"), noise(file, 40_000));
+        local.home.file(format!("source/{file:02}"), noise(file, 40_000));
     }
     let mut shapes = Vec::new();
     for round in 0..3 {
         if round > 0 {
-            local.home.file(&format!("source/{round:02}"), noise(100 + round, 40_000));
-            local.home.file(&format!("source/new {round}"), noise(200 + round, 40_000));
+            local.home.file(format!("source/{round:02}"), noise(100 + round, 40_000));
+            local.home.file(format!("source/new {round}"), noise(200 + round, 40_000));
             local.home.file("source/copy", noise(7, 40_000));
         }
         if round == 2 {
@@ -46,7 +46,7 @@ fn three_backups_by_a_write_only_host_store_nothing_twice_and_the_full_key_resto
         let added = summary(&local, &[])["data_added"].as_u64().unwrap();
         let new = [820_000, 80_000, 80_000][usize::try_from(round).unwrap()];
         assert!(added >= new && added < new + 20_000, "round {round}: {added} bytes of content were new, not {new}");
-        let kept = local.home.at(&format!("kept {round}"));
+        let kept = local.home.at(format!("kept {round}"));
         assert!(
             std::process::Command::new("cp")
                 .arg("-a")

@@ -105,7 +105,9 @@ fn header(path: &[u8], kind: EntryType, bytes: u64) -> io::Result<Header> {
     header.set_entry_type(kind);
     header.set_size(bytes);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     let ustar = header.as_ustar_mut().ok_or_else(|| io::Error::other("no ustar header"))?;
     copy(path, &mut ustar.name);
     header.set_cksum();
@@ -163,7 +165,20 @@ fn records(path: &[u8], target: &[u8], node: &Node) -> Vec<u8> {
         };
         match acl {
             Some((key, text)) => record(&mut out, key, text.as_bytes()),
-            None => record(&mut out, &[b"SCHILY.xattr.", &name[..]].concat(), value),
+            None => record(&mut out, &xattr_key(name), value),
+        }
+    }
+    out
+}
+
+/// Returns the key of an attribute: `=` ends a key, so GNU tar writes it, and `%`, by their numbers.
+fn xattr_key(name: &[u8]) -> Vec<u8> {
+    let mut out = b"SCHILY.xattr.".to_vec();
+    for byte in name {
+        match byte {
+            b'=' => out.extend_from_slice(b"%3D"),
+            b'%' => out.extend_from_slice(b"%25"),
+            byte => out.push(*byte),
         }
     }
     out
