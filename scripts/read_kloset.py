@@ -280,7 +280,29 @@ def passphrase_key(passphrase, salt, memory_kib, passes, lanes):
 
 
 def key_file_key(content):
-    return derive_key("kloset-mount v1 key file", from_hex(content.decode("utf-8", "replace").strip(), 32))
+    text = content.decode("utf-8", "replace")
+    printed = paper_key(text)
+    return derive_key("kloset-mount v1 key file", printed or from_hex(text.strip(), 32))
+
+
+def paper_key(text):
+    """The key that is printed in a text, or nothing."""
+    found = {}
+    for line in text.splitlines():
+        begins = re.match(r"[^0-9A-Za-z]*[Kk]([1-4])(?![0-9A-Za-z])(.*)", line)
+        if begins:
+            found.setdefault(int(begins[1]), begins[2])
+    if not found:
+        return None
+    key = b""
+    for number in range(1, 5):
+        need(number in found, f"line K{number} of the paper key is missing")
+        digits = "".join(c for c in found[number].lower() if c.isalnum())
+        line = from_hex(digits.translate(str.maketrans("oli", "011")), 10)
+        check = derive_key("kloset-mount v1 paper key line", bytes([number]) + line[:8])[:2]
+        need(check == line[8:], f"line K{number} of the paper key is not as it was printed")
+        key += line[:8]
+    return key
 
 
 # ---- stores --------------------------------------------------------------------------------------------------

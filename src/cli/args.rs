@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use super::env::Environment;
 use super::size::parse_rate;
 use super::{
-    backup, cat, check, config_cmd, create, forget, key, ls, mount, prune, repair, restore, rewrite, status, sync, systemd, tag, umount, words,
+    archive, backup, cat, check, config_cmd, create, diff, find, forget, info, key, ls, mount, prune, repair, restore, rewrite, status, sync, systemd, tag, umount, versions, words,
 };
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
@@ -87,6 +87,16 @@ pub(crate) enum Command {
     Ls(ls::LsArgs),
     /// Writes a file of a snapshot to standard output.
     Cat(cat::CatArgs),
+    /// Finds files by name over all snapshots.
+    Find(find::FindArgs),
+    /// Lists what a path was over all snapshots.
+    Versions(versions::VersionsArgs),
+    /// Lists what differs between two snapshots.
+    Diff(diff::DiffArgs),
+    /// Writes a snapshot, or a part of one, as a tar or zip archive.
+    Archive(archive::ArchiveArgs),
+    /// Tells what snapshots take.
+    Info(info::InfoArgs),
     /// Restores a snapshot, or a part of one, into a folder.
     Restore(restore::RestoreArgs),
     /// Shows all snapshots as read-only folders.

@@ -2,12 +2,14 @@
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::args::Global;
 use super::exit::{CliError, Exit, exit_of};
 use super::kloset::slot_secret;
 use super::names::safe;
 use super::output::Output;
+use super::paper::{ExportArgs, Sheet};
 use super::process;
 use super::repository::ResolvedRepository;
 use super::secret::{Ask, NewSecretArgs};
@@ -17,6 +19,7 @@ use crate::env::Env;
 use crate::repo::RepoError;
 use crate::repo::id::SlotId;
 use crate::repo::keyslot::{ARGON2_RECOMMENDED, Kdf, KeySlot, NewSlot, SlotKind, SlotSecret};
+use crate::repo::layout::timestamp;
 use crate::repo::slots::OpenSlots;
 use crate::store::StoreError;
 
@@ -39,6 +42,8 @@ enum KeyCommand {
     Add(AddArgs),
     /// Changes the passphrase or key file that the kloset was opened with.
     Passwd(PasswdArgs),
+    /// Exports a new key that opens everything, as a sheet of paper.
+    Export(ExportArgs),
     /// Removes a key slot; not the one that the kloset was opened with.
     Rm {
         /// First characters of the slot's id.
@@ -74,6 +79,9 @@ struct PasswdArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: KeyArgs, global: &Global, out: &mut Output) -> Result<Exit, CliError> {
+    if let KeyCommand::Export(args) = &args.command {
+        args.judge(out.is_json())?;
+    }
     let resolved = ResolvedRepository::resolve(global)?;
     let store = resolved.open_store()?;
     let secret = slot_secret(resolved.unlock(global, Ask::Once)?.value)?;
@@ -99,10 +107,47 @@ pub(crate) fn run(args: KeyArgs, global: &Global, out: &mut Output) -> Result<Ex
             out.note(KEPT);
             tell("changed", id, out)
         }
+        KeyCommand::Export(args) => runtime.block_on(export(&args, &slots, (&resolved, &env), out)),
         KeyCommand::Rm { id } => {
             let id = runtime.block_on(slots.remove(&id)).map_err(explain)?;
             out.note(KEPT);
             tell("removed", id, out)
+        }
+    }
+}
+
+/// Adds a key and puts it on a sheet; the slot goes again where the sheet cannot be made.
+async fn export(
+    args: &ExportArgs,
+    slots: &OpenSlots<'_>,
+    (resolved, env): (&ResolvedRepository, &Env),
+    out: &mut Output,
+) -> Result<Exit, CliError> {
+    let date = timestamp(env.clock.unix_ms()).strftime("%Y-%m-%d").to_string();
+    let secret =
+        SlotSecret::parse_key_file(&SlotSecret::new_key_file(env)).map_err(|e| CliError::failed(e.to_string()))?;
+    let SlotSecret::KeyFile(key) = &secret else { return Err(CliError::failed("no key file was made")) };
+    let new = NewSlot { secret: &secret, cost: ARGON2_RECOMMENDED, label: &format!("paper {date}") };
+    let slot = slots.add(SlotKind::Full, &new).await.map_err(|error| resolved.explain(error.into()))?;
+    let location = resolved.location.to_string();
+    let sheet = Sheet { kloset: slots.own.kloset, location, slot, date, key: Zeroizing::new(*key.bytes()) };
+    let told = args.write(&sheet).and_then(|text| match (text, args.file()) {
+        (Some(text), _) => out.line(&*text),
+        (None, Some(file)) if out.is_json() => {
+            out.json(&json!({"message_type": "key_exported", "id": slot, "file": file}))
+        }
+        (None, file) => {
+            let file = file.map(|file| file.display().to_string()).unwrap_or_default();
+            out.line(format_args!("added key slot {}, the sheet is \"{}\"", slot.short(), safe(file.as_bytes())))
+        }
+    });
+    match told {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) => {
+            let short = slot.short();
+            let removed = slots.remove_new(slot).await;
+            let kept = |e: RepoError| format!("{error}; key slot {short} is left: `key rm {short}` later: {e}");
+            Err(CliError::new(error.exit, removed.err().map_or_else(|| error.to_string(), kept)))
         }
     }
 }

@@ -5,11 +5,11 @@ use std::io::{BufWriter, Write};
 
 use clap::Args;
 use indicatif::HumanBytes;
-use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 use super::args::Global;
 use super::cache::CacheArgs;
+use super::entries::{entry_json, local_time, long, long_json};
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::lacks;
@@ -32,7 +32,7 @@ pub(crate) struct LsArgs {
     /// Snapshot and folder: `latest`, `latest~2` or the first characters of an id, then :PATH.
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     pub target: Option<OsString>,
-    /// Shows mode, owner, size and time; of snapshots, what they lack.
+    /// Shows mode, owner, size and time; of snapshots, what they lack. With --json, attributes, holes and inodes too.
     #[arg(short, long)]
     pub long: bool,
     /// Goes down into folders.
@@ -141,17 +141,6 @@ fn print_table(rows: &[(SnapshotName, Manifest)], out: &mut Output) -> Result<()
     Ok(())
 }
 
-fn local_time(time: Time) -> String {
-    match timestamp(time) {
-        Some(at) => at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
-        None => format!("@{}", time.seconds), // no calendar has it
-    }
-}
-
-fn timestamp(time: Time) -> Option<jiff::Timestamp> {
-    jiff::Timestamp::new(time.seconds, 0).ok()?.checked_add(jiff::SignedDuration::from_nanos(time.nanos.into())).ok()
-}
-
 /// A listing on its way out.
 struct Listing<'a> {
     kloset: &'a Kloset,
@@ -237,7 +226,8 @@ impl Listing<'_> {
                 self.out.write_all(b",")?;
             }
             self.entries += 1;
-            return Ok(serde_json::to_writer(&mut self.out, &entry_json(node, path)).map_err(std::io::Error::from)?);
+            let entry = if self.long { long_json(node, path) } else { entry_json(node, path) };
+            return Ok(serde_json::to_writer(&mut self.out, &entry).map_err(std::io::Error::from)?);
         }
         if self.long {
             write!(self.out, "{}", long(node))?;
@@ -248,126 +238,5 @@ impl Listing<'_> {
             self.out.write_all(&names::shown(to, self.terminal))?;
         }
         Ok(self.out.write_all(b"\n")?)
-    }
-}
-
-/// Returns what stands before the name in a long listing.
-fn long(node: &Node) -> String {
-    let named = |name: &str, id: u32| if name.is_empty() { id.to_string() } else { names::safe(name.as_bytes()) };
-    let size = match &node.kind {
-        NodeKind::CharDevice(major, minor) | NodeKind::BlockDevice(major, minor) => format!("{major}, {minor}"),
-        _ => bytes_of(node).to_string(),
-    };
-    format!(
-        "{} {:>3} {:<8} {:<8} {:>12} {} ",
-        mode_text(node),
-        node.identity.links,
-        named(&node.owner.user, node.owner.uid),
-        named(&node.owner.group, node.owner.gid),
-        size,
-        local_time(node.mtime),
-    )
-}
-
-fn bytes_of(node: &Node) -> u64 {
-    match &node.kind {
-        NodeKind::File(content) => content.bytes,
-        NodeKind::Symlink(to) => to.len() as u64,
-        _ => 0,
-    }
-}
-
-/// Returns mode and type as `ls -l` writes them.
-fn mode_text(node: &Node) -> String {
-    let mut text = String::with_capacity(10);
-    text.push(match &node.kind {
-        NodeKind::File(_) => '-',
-        NodeKind::Directory(_) => 'd',
-        NodeKind::Symlink(_) => 'l',
-        NodeKind::CharDevice(..) => 'c',
-        NodeKind::BlockDevice(..) => 'b',
-        NodeKind::Fifo => 'p',
-        NodeKind::Socket => 's',
-    });
-    for (shift, special, set, unset) in [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')] {
-        let bits = node.mode >> shift;
-        text.push(if bits & 4 > 0 { 'r' } else { '-' });
-        text.push(if bits & 2 > 0 { 'w' } else { '-' });
-        text.push(match (node.mode & special > 0, bits & 1 > 0) {
-            (true, true) => set,
-            (true, false) => unset,
-            (false, true) => 'x',
-            (false, false) => '-',
-        });
-    }
-    text
-}
-
-fn entry_json(node: &Node, path: &[u8]) -> Value {
-    let mut out = Map::new();
-    names::add_path(&mut out, "path", path);
-    let kind = match &node.kind {
-        NodeKind::File(_) => "file",
-        NodeKind::Directory(_) => "dir",
-        NodeKind::Symlink(_) => "symlink",
-        NodeKind::CharDevice(..) => "chardev",
-        NodeKind::BlockDevice(..) => "blockdev",
-        NodeKind::Fifo => "fifo",
-        NodeKind::Socket => "socket",
-    };
-    out.insert("type".into(), kind.into());
-    out.insert("mode".into(), node.mode.into());
-    out.insert("permissions".into(), mode_text(node).into());
-    out.insert("uid".into(), node.owner.uid.into());
-    out.insert("gid".into(), node.owner.gid.into());
-    out.insert("user".into(), (*node.owner.user).into());
-    out.insert("group".into(), (*node.owner.group).into());
-    out.insert("size".into(), bytes_of(node).into());
-    let time = timestamp(node.mtime).map_or_else(|| format!("@{}", node.mtime.seconds), |t| t.to_string());
-    out.insert("mtime".into(), time.into());
-    out.insert("links".into(), node.identity.links.into());
-    match &node.kind {
-        NodeKind::Symlink(to) => names::add_path(&mut out, "target", to),
-        NodeKind::CharDevice(major, minor) | NodeKind::BlockDevice(major, minor) => {
-            out.insert("device".into(), json!([major, minor]));
-        }
-        _ => {}
-    }
-    out.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::repo::tree::{FileContent, Identity, Name, Owner};
-
-    fn node(kind: NodeKind, mode: u32) -> Node {
-        Node {
-            name: Name::new(b"a\xff").unwrap(),
-            kind,
-            mode,
-            owner: Owner { uid: 5, gid: 6, user: "anna".into(), group: String::new() },
-            mtime: Time { seconds: -1, nanos: 500_000_000 },
-            ctime: Time::default(),
-            identity: Identity { links: 1, ..Identity::default() },
-            xattrs: vec![],
-        }
-    }
-
-    #[test]
-    fn modes_are_written_as_ls_does() {
-        let check = |kind: NodeKind, mode: u32, text: &str| assert_eq!(mode_text(&node(kind, mode)), text);
-        check(NodeKind::File(FileContent::default()), 0o644, "-rw-r--r--");
-        check(NodeKind::File(FileContent::default()), 0o6755, "-rwsr-sr-x");
-        check(NodeKind::Fifo, 0o7000, "p--S--S--T");
-        check(NodeKind::Symlink(vec![]), 0o1777, "lrwxrwxrwt");
-    }
-
-    #[test]
-    fn an_entry_in_json_keeps_bytes_and_times_before_1970() {
-        let value = entry_json(&node(NodeKind::Symlink(b"x".to_vec()), 0o777), b"/a\xff");
-        assert_eq!(value["path_b64"], "L2H/");
-        assert_eq!(value["mtime"], "1969-12-31T23:59:59.5Z");
-        assert_eq!((&value["type"], &value["target"], &value["size"]), (&"symlink".into(), &"x".into(), &1.into()));
     }
 }

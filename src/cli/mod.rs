@@ -4,6 +4,7 @@
 //! command a file; what each does is in the layers below.
 
 mod alive;
+mod archive;
 mod args;
 mod background;
 mod backup;
@@ -14,14 +15,19 @@ mod cat;
 mod check;
 mod checked;
 mod choice;
+mod chosen;
 mod config;
 mod config_cmd;
 mod config_file;
 mod create;
+mod diff;
+mod entries;
 mod env;
 mod excludes;
 mod exit;
+mod find;
 mod forget;
+mod info;
 mod key;
 mod kloset;
 mod lacks;
@@ -31,6 +37,7 @@ mod mount_options;
 mod mount_show;
 mod names;
 mod output;
+mod paper;
 mod process;
 mod progress;
 mod prometheus;
@@ -52,6 +59,7 @@ mod sync;
 mod systemd;
 mod tag;
 mod umount;
+mod versions;
 mod words;
 
 use std::ffi::OsString;
@@ -113,6 +121,11 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Umount(args) => umount::run(args, global, out),
         Command::AskMount(args) => systemd::run_ask(&args),
         Command::Status(args) => status::run(&args, global, out),
+        Command::Find(args) => find::run(args, global, out),
+        Command::Versions(args) => versions::run(args, global, out),
+        Command::Diff(args) => diff::run(args, global, out),
+        Command::Info(args) => info::run(args, global, out),
+        Command::Archive(args) => archive::run(args, global, out),
         Command::Check(args) => check::run(args, global, out),
         Command::Repair(args) => repair::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),

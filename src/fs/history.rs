@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
 
-use super::content_id::content_id;
 use super::directory::{self, Leaf};
 use super::guard::Guard;
 use super::names::Names;
@@ -20,6 +19,7 @@ use super::roots::Roots;
 use super::union::{self, Union};
 use crate::repo::RepoError;
 use crate::repo::cache::{Cache, Weigh};
+use crate::repo::content_id::content_id;
 use crate::repo::id::ChunkId;
 use crate::repo::layout::SnapshotName;
 use crate::repo::reader::Reader;
@@ -242,7 +242,7 @@ impl Making {
 /// Returns what tells one version from another.
 async fn kind_id(reader: &Reader, node: &Node) -> Result<String, RepoError> {
     Ok(match &node.kind {
-        NodeKind::File(file) => content_id(reader, file).await?,
+        NodeKind::File(file) => content_id(reader, file).await?.to_hex().to_string(),
         other => format!("{other:?}"),
     })
 }

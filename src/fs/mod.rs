@@ -10,7 +10,6 @@
 //! [`mountinfo`] the kernel's table of mounts, [`holders`] who keeps one from being taken away.
 
 pub mod attr;
-mod content_id;
 pub mod deny;
 pub mod directory;
 pub mod errno;

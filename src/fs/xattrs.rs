@@ -4,11 +4,11 @@
 //! source's and nothing more. Stored ones come first. Where the mount is to be readable for one user, ACLs are not shown,
 //! and so not enforced.
 
-use super::content_id::content_id;
 use super::errno::FsError;
 use super::roots::{Root, What};
 use super::view::{Inode, View};
 use crate::repo::RepoError;
+use crate::repo::content_id::content_id;
 use crate::repo::layout::SnapshotName;
 use crate::repo::tree::{Node, NodeKind};
 
@@ -81,7 +81,7 @@ impl View {
                 }
                 match &node.kind {
                     NodeKind::Directory(tree) => Ok(tree.id.to_string().into_bytes()),
-                    NodeKind::File(file) => Ok(content_id(self.reader(), file).await?.into_bytes()),
+                    NodeKind::File(file) => Ok(content_id(self.reader(), file).await?.to_hex().as_bytes().to_vec()),
                     _ => Err(FsError::NoAttribute),
                 }
             }

@@ -75,6 +75,12 @@ impl Secret {
         Self(entropy.bytes())
     }
 
+    /// Returns the bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     fn derive(&self, context: &str) -> Self {
         Self(blake3::derive_key(context, &self.0))
     }

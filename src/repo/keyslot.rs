@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::crypto::{self, Keys, NONCE_BYTES, SEAL_BYTES, SealingKey, Secret, WriteKeys};
 use super::id::{KlosetId, SlotId, from_hex, to_hex};
 use super::layout;
+use super::paper;
 use crate::env::Env;
 
 /// The largest key slot that is read.
@@ -49,11 +50,14 @@ pub enum SlotSecret {
 }
 
 impl SlotSecret {
-    /// Parses a key file: 64 hex digits, white space around them allowed.
+    /// Parses a key file: 64 hex digits, white space around them allowed, or what was printed of one ([`paper`]).
     ///
     /// # Errors
     /// [`SlotError::Format`] for anything else.
     pub fn parse_key_file(text: &str) -> Result<Self, SlotError> {
+        if let Some(printed) = paper::parse(text) {
+            return printed.map(|key| Self::KeyFile(Secret(*key))).map_err(SlotError::Format);
+        }
         let mut bytes = Zeroizing::new([0; 32]);
         from_hex(text.trim(), &mut *bytes).ok_or_else(|| SlotError::Format("a key file is 64 hex digits".into()))?;
         Ok(Self::KeyFile(Secret(*bytes)))

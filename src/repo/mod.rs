@@ -12,8 +12,12 @@ pub mod cache;
 pub mod check;
 pub mod chunker;
 pub mod compress;
+pub mod content_id;
 pub mod crypto;
+pub mod diff;
+pub mod distinct;
 pub mod error;
+pub mod find;
 pub mod forget;
 pub mod header;
 pub mod id;
@@ -24,7 +28,9 @@ pub mod lookup;
 mod messagepack;
 pub mod moved;
 pub mod pack;
+pub mod paper;
 pub mod path;
+pub mod pattern;
 pub mod pending;
 mod places;
 pub mod policy;
@@ -32,12 +38,16 @@ pub mod prune;
 pub mod reader;
 pub mod repair;
 mod replica;
+pub mod runs;
 pub mod sealed;
 pub mod slots;
 pub mod snapshot;
 pub mod standing;
 pub mod tree;
 mod tree_wire;
+pub mod usage;
+pub mod versions;
+pub mod wanted;
 pub mod writer;
 
 use std::collections::HashSet;
@@ -264,7 +274,11 @@ async fn header_and_slots(store: &Store) -> Result<(Header, slots::Fetched), Rep
     Ok((header, slots?))
 }
 
-fn resolve_in(names: &[SnapshotName], spec: &str) -> Result<SnapshotName, RepoError> {
+/// Finds among `names`, oldest first, the snapshot that `spec` means.
+///
+/// # Errors
+/// As [`Repo::resolve`].
+pub fn resolve_in(names: &[SnapshotName], spec: &str) -> Result<SnapshotName, RepoError> {
     let none = || RepoError::NoSnapshot(spec.to_owned());
     if let Some(rest) = spec.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {

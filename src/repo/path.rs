@@ -67,6 +67,27 @@ impl Nodes {
         self.next.is_none() && self.stack.is_empty()
     }
 
+    /// Returns the page that comes next, of leaves or a branch over them, without reading it.
+    pub(super) fn peek(&mut self) -> Option<TreeRef> {
+        while self.next.is_none() {
+            let (page, bounds, at) = self.stack.last_mut()?;
+            let Page::Branch(entries) = &**page else { unreachable!("only branches are pushed") };
+            match entries.get(*at) {
+                Some(entry) => {
+                    self.next = Some((entry.page, bounds.below(entries, *at)));
+                    *at += 1;
+                }
+                None => drop(self.stack.pop()),
+            }
+        }
+        self.next.as_ref().map(|(at, _)| *at)
+    }
+
+    /// Passes over the page that comes next.
+    pub(super) fn skip(&mut self) {
+        self.next = None;
+    }
+
     /// Returns the next leaf page, `None` after the last.
     ///
     /// # Errors
@@ -83,14 +104,8 @@ impl Nodes {
                     Page::Branch(_) => self.stack.push((page, bounds, 0)),
                 }
             }
-            let Some((page, bounds, at)) = self.stack.last_mut() else { return Ok(None) };
-            let Page::Branch(entries) = &**page else { unreachable!("only branches are pushed") };
-            match entries.get(*at) {
-                Some(entry) => {
-                    self.next = Some((entry.page, bounds.below(entries, *at)));
-                    *at += 1;
-                }
-                None => drop(self.stack.pop()),
+            if self.peek().is_none() {
+                return Ok(None);
             }
         }
     }

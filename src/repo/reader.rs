@@ -6,6 +6,7 @@
 //! the pack. Clones share the caches.
 
 mod afresh;
+mod ahead;
 mod counts;
 mod moves;
 

@@ -162,6 +162,14 @@ impl<'a> OpenSlots<'a> {
         Ok(id)
     }
 
+    /// Removes a slot that was just added.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn remove_new(&self, id: SlotId) -> Result<(), RepoError> {
+        Ok(self.store.delete(&layout::slot_name(id)).await?)
+    }
+
     fn find(&self, spec: &str) -> Result<SlotId, RepoError> {
         let refuse = |problem: &str| RepoError::KeySlot { slot: spec.to_owned(), problem: problem.to_owned() };
         let ids = self.all.slots.iter().map(|slot| slot.id).chain(self.all.damaged.iter().map(|(id, _)| *id));

@@ -58,7 +58,7 @@ pub struct Placed {
 }
 
 /// A reference to a chunk of file content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkRef {
     /// Its name.
     pub id: ChunkId,
@@ -125,7 +125,7 @@ impl Name {
 }
 
 /// A moment: seconds since 1970 (before it: negative) and nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
     /// Whole seconds, rounded down.
     pub seconds: i64,
@@ -158,7 +158,7 @@ pub struct Identity {
 }
 
 /// One entry of a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// Its name.
     pub name: Name,
@@ -179,7 +179,7 @@ pub struct Node {
 }
 
 /// What a node is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NodeKind {
     /// A regular file.
     File(FileContent),
@@ -198,7 +198,7 @@ pub enum NodeKind {
 }
 
 /// What a regular file holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FileContent {
     /// Its length, holes included.
     pub bytes: u64,
@@ -217,7 +217,7 @@ impl FileContent {
 }
 
 /// The chunks of a file, in their order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Data {
     /// Few enough to stand in the node.
     Chunks(Vec<ChunkRef>),

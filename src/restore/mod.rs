@@ -1,4 +1,5 @@
-//! Restoring: from a snapshot to files in a folder, or to objects in a bucket ([`bucket`]).
+//! Restoring: from a snapshot to files in a folder, or to objects in a bucket ([`bucket`]), or to
+//! an archive ([`archive()`]).
 //!
 //! One walk in the order of the trees, which is the order of the packs: folders are made as they come, small files go
 //! in batches, large ones chunk by chunk, their content is fetched by many tasks at once within a bound of bytes, and a
@@ -6,6 +7,7 @@
 //! never. A file whose content is damaged is not left behind; it is reported and the restore goes on. Owners, modes,
 //! attributes and times come last, those of a folder after all that is in it.
 
+mod archive;
 mod bucket;
 mod context;
 mod copies;
@@ -34,6 +36,7 @@ use item::Item;
 use plan::Plan;
 use target::Dir;
 
+pub use archive::{ArchiveError, ArchiveFormat, ArchiveOptions, ArchiveReport, NotArchived, archive};
 pub use bucket::{BucketRestoreOptions, restore_to_bucket};
 pub use report::{Failure, Loss, LossKind, RestoreReport, Unheld, UnheldPaths};
 

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr, reason = "tests are no library")]
 #![allow(clippy::cast_possible_truncation, clippy::type_complexity, reason = "tests choose their own numbers")]
 
+mod archive;
 mod backup;
 mod backup_cli;
 mod buckets;
@@ -21,11 +22,13 @@ mod faults;
 mod fixtures;
 mod forget;
 mod fresh;
+mod history;
 mod key;
 mod kill;
 mod model;
 mod mount;
 mod moved;
+mod paper;
 mod posix_dir;
 mod posix_read;
 mod posix_ro;
@@ -48,3 +51,4 @@ mod tidy;
 mod unattended;
 mod versions;
 mod view;
+mod write_only;

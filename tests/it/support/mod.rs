@@ -3,6 +3,7 @@
 pub(crate) mod buckets;
 pub(crate) mod gate;
 pub(crate) mod kloset;
+pub(crate) mod local;
 pub(crate) mod looked;
 pub(crate) mod mounted;
 pub(crate) mod program;

@@ -1,8 +1,8 @@
 //! What tells the content of one file from that of another, without reading either.
 
-use crate::repo::RepoError;
-use crate::repo::reader::Reader;
-use crate::repo::tree::FileContent;
+use super::error::RepoError;
+use super::reader::Reader;
+use super::tree::FileContent;
 
 /// Chunk lists of large files are gone through in steps of so many bytes of content.
 const STEP_BYTES: u64 = 1 << 30;
@@ -11,7 +11,7 @@ const STEP_BYTES: u64 = 1 << 30;
 ///
 /// # Errors
 /// [`RepoError`].
-pub(super) async fn content_id(reader: &Reader, file: &FileContent) -> Result<String, RepoError> {
+pub async fn content_id(reader: &Reader, file: &FileContent) -> Result<blake3::Hash, RepoError> {
     let mut hash = blake3::Hasher::new();
     hash.update(b"kloset content").update(&file.bytes.to_le_bytes());
     for (offset, bytes) in &file.holes {
@@ -29,5 +29,5 @@ pub(super) async fn content_id(reader: &Reader, file: &FileContent) -> Result<St
         }
         from = to;
     }
-    Ok(hash.finalize().to_hex().to_string())
+    Ok(hash.finalize())
 }
