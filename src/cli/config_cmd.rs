@@ -293,7 +293,8 @@ fn list(global: &Global, out: &mut Output) -> Result<(), CliError> {
 
 fn policy(job: Job, principal: Option<&str>, located: &Located, out: &mut Output) -> Result<(), CliError> {
     let circumstances = Circumstances { principal, kms_key: located.kms_key.as_deref() };
-    let is_folder = || CliError::usage(format!("{} is a folder: its owner and mode say who may what", located.location));
+    let is_folder =
+        || CliError::usage(format!("{} is a folder: its owner and mode say who may what", located.location));
     let policy = store_policy::least(job, &located.location, circumstances).ok_or_else(is_folder)?;
     if out.is_json() {
         return out.json(&policy);

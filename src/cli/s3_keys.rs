@@ -23,7 +23,11 @@ type Part = Option<Found<Secret>>;
 
 impl Places<'_> {
     /// Finds the keys of a bucket and puts them into its options; says where they were found, if they were.
-    pub(crate) fn add_s3_keys(&self, location: &StoreLocation, options: &mut S3Options) -> Result<Vec<String>, CliError> {
+    pub(crate) fn add_s3_keys(
+        &self,
+        location: &StoreLocation,
+        options: &mut S3Options,
+    ) -> Result<Vec<String>, CliError> {
         let [access_key, secret, token] = self.said()?;
         if access_key.is_none() && secret.is_none() {
             options.ambient = Some(self.ambient(location));
@@ -95,7 +99,9 @@ impl Places<'_> {
             asks_instance: is_near && !is_off,
             looked_before: match self.profile() {
                 Some(_) => Vec::new(),
-                None => ["access_key of the config", "KLOSET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"].map(str::to_owned).into(),
+                None => {
+                    ["access_key of the config", "KLOSET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"].map(str::to_owned).into()
+                }
             },
         }
     }

@@ -47,8 +47,7 @@ pub(crate) fn follow(places: &Places<'_>, location: &StoreLocation, s3: &mut S3O
 fn network(entry: Option<&RepositoryEntry>, env: &Environment) -> Result<Network, CliError> {
     let ca_file = entry.and_then(|entry| entry.path("ca_file")).or_else(|| env.path("AWS_CA_BUNDLE"));
     let authorities = ca_file.map(|path| pem(&path, "ca_file or AWS_CA_BUNDLE")).transpose()?;
-    let mut network =
-        Network { authorities: authorities.map(|pem| pem.bytes().into()), ..Network::default() };
+    let mut network = Network { authorities: authorities.map(|pem| pem.bytes().into()), ..Network::default() };
     let Some(entry) = entry else { return Ok(network) };
     network.identity = match (entry.path("client_cert_file"), entry.path("client_key_file")) {
         (None, None) => None,
@@ -62,7 +61,9 @@ fn network(entry: Option<&RepositoryEntry>, env: &Environment) -> Result<Network
     network.verifies = entry.flag("tls_verify")?.unwrap_or(true);
     if !network.verifies {
         let name = &entry.name;
-        tracing::warn!("tls_verify of {name:?} is false: anybody on the way can pretend to be the store and read its keys");
+        tracing::warn!(
+            "tls_verify of {name:?} is false: anybody on the way can pretend to be the store and read its keys"
+        );
     }
     network.proxy = value(entry, "proxy", proxy)?.map(|url| if url == "none" { "".into() } else { url.into() });
     Ok(network)
@@ -100,7 +101,11 @@ pub(crate) fn storage_class(text: &str) -> Result<String, String> {
 pub(crate) fn proxy(text: &str) -> Result<String, String> {
     let is_url = text.starts_with("http://") || text.starts_with("https://");
     // Not the text itself: there may be a password in it.
-    if is_url || text == "none" { Ok(text.to_owned()) } else { Err("it is neither http://HOST:PORT nor none".to_owned()) }
+    if is_url || text == "none" {
+        Ok(text.to_owned())
+    } else {
+        Err("it is neither http://HOST:PORT nor none".to_owned())
+    }
 }
 
 fn pem(path: &Path, key: &str) -> Result<Secret, CliError> {

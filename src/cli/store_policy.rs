@@ -40,9 +40,7 @@ pub(crate) fn least(job: Job, location: &StoreLocation, circumstances: Circumsta
     let (actions, kms): (&[_], &[_]) = match job {
         Job::Mount => (&["s3:GetObject"], &["kms:Decrypt"]),
         Job::Backup => (&["s3:GetObject", "s3:PutObject"], &["kms:Decrypt", "kms:GenerateDataKey"]),
-        Job::Prune => {
-            (&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], &["kms:Decrypt", "kms:GenerateDataKey"])
-        }
+        Job::Prune => (&["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], &["kms:Decrypt", "kms:GenerateDataKey"]),
     };
     let objects = json!({
         "Sid": "Objects", "Effect": "Allow", "Action": actions, "Resource": [format!("{bucket}/{below}")],

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use aws_config::Region;
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::imds;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
@@ -14,7 +15,6 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
-use aws_config::Region;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 
@@ -46,13 +46,13 @@ pub struct Ambient {
 }
 
 /// What was found.
-pub struct AmbientKeys {
+pub(crate) struct AmbientKeys {
     /// The keys.
-    pub pair: KeyPair,
+    pub(crate) pair: KeyPair,
     /// When they run out.
-    pub ends_unix_ms: Option<i64>,
+    pub(crate) ends_unix_ms: Option<i64>,
     /// As in `profile "backup" of the AWS files`.
-    pub from: String,
+    pub(crate) from: String,
 }
 
 impl Ambient {
@@ -69,7 +69,9 @@ impl Ambient {
                     };
                     return Ok(AmbientKeys { pair, ends_unix_ms: found.expiry().and_then(unix_ms), from: place });
                 }
-                Err(none @ CredentialsError::CredentialsNotLoaded(_)) => looked.push(format!("{place} ({})", brief(&none))),
+                Err(none @ CredentialsError::CredentialsNotLoaded(_)) => {
+                    looked.push(format!("{place} ({})", brief(&none)))
+                }
                 Err(error) => return Err(KeysError(format!("there are no keys from {place}: {}", brief(&error)))),
             }
         }

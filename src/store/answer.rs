@@ -180,7 +180,9 @@ impl Answer {
                 return Some("the object is in cold storage: have your provider bring it back first");
             }
             "ExpiredToken" | "InvalidToken" => {
-                return Some("the session token has run out and there are no newer keys where it came from: get new ones");
+                return Some(
+                    "the session token has run out and there are no newer keys where it came from: get new ones",
+                );
             }
             _ => {}
         }

@@ -221,7 +221,8 @@ mod tests {
         assert_eq!(of("s3.amazonaws.com"), Some(("AWS", None)));
         assert_eq!(of("s3.wasabisys.com"), Some(("Wasabi", Some("us-east-1"))));
         assert_eq!(of("abc.eu.r2.cloudflarestorage.com"), Some(("Cloudflare R2", Some("auto"))));
-        for own in ["localhost", "::1", "minio.example.com", "s3.eu-west-3.amazonaws.com.example.com", "amazonaws.com"] {
+        for own in ["localhost", "::1", "minio.example.com", "s3.eu-west-3.amazonaws.com.example.com", "amazonaws.com"]
+        {
             assert_eq!(of(own), None, "{own}");
         }
     }

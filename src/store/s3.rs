@@ -198,7 +198,9 @@ pub(crate) fn connector(
     let client = client_options(options);
     let encryption = EncryptionHeaders::new(&options.encryption)?;
     if encryption.has_customer_key() && !options.use_tls && !is_loopback(at.host) {
-        return Err("sse_customer_key goes along with each request: not over plain HTTP, set use_tls to true".to_owned());
+        return Err(
+            "sse_customer_key goes along with each request: not over plain HTTP, set use_tls to true".to_owned()
+        );
     }
     let signer = Signer::new(keys(at.host, options, &client)?, region_of(at.host, options), encryption);
     let (stall_timeout, counters, paced) = (options.stall_timeout, counters.clone(), limits.up.clone());
@@ -398,7 +400,10 @@ mod tests {
         assert!(refusal(&S3Options::default()).contains("there are no keys"));
         let half = S3Options { access_key: Some("K".to_owned()), ..S3Options::default() };
         assert!(refusal(&half).contains("no secret_access_key"));
-        let encryption = Encryption { customer_key: Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into()), ..Encryption::default() };
+        let encryption = Encryption {
+            customer_key: Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into()),
+            ..Encryption::default()
+        };
         let clear = S3Options { use_tls: false, allow_anonymous: true, encryption, ..S3Options::default() };
         let at = Bucket { host: "h.example.com", port: None, bucket: "b", prefix: "" };
         let opened = open(&at, &clear, &"s3://h.example.com/b".into(), &Arc::default(), &Limits::default());
