@@ -38,7 +38,7 @@ pub fn heal(
     let mut taker = Taker::new(&mut writer, &mut journal, None, monitor);
     let around = Surroundings {
         select: select(&options)?,
-        parent: Parent { reader: None, runtime: runtime.clone() },
+        parent: Parent { reader: None, runtime: runtime.clone(), standing: Arc::default() },
         root: None,
         finished: None,
         context: read_context(repo, monitor),

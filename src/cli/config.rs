@@ -16,7 +16,7 @@ use super::exit::CliError;
 use super::retention::NamedPolicy;
 
 /// Everything that may be said about a repository.
-pub(crate) const KEYS: [&str; 18] = [
+pub(crate) const KEYS: [&str; 33] = [
     "location",
     "access_key",
     "access_key_file",
@@ -25,9 +25,24 @@ pub(crate) const KEYS: [&str; 18] = [
     "secret_access_key_file",
     "secret_access_key_command",
     "session_token",
+    "session_token_file",
+    "session_token_command",
+    "profile",
     "region",
     "use_tls",
+    "tls_verify",
+    "ca_file",
+    "client_cert_file",
+    "client_key_file",
+    "proxy",
     "addressing",
+    "endpoint_path",
+    "storage_class",
+    "sse",
+    "sse_kms_key_id",
+    "sse_customer_key",
+    "sse_customer_key_file",
+    "sse_customer_key_command",
     "allow_anonymous",
     "limit_upload",
     "limit_download",
@@ -39,12 +54,12 @@ pub(crate) const KEYS: [&str; 18] = [
 
 /// True for keys whose value is never shown.
 pub(crate) fn is_secret(key: &str) -> bool {
-    ["secret_access_key", "session_token", "passphrase"].contains(&key)
+    ["secret_access_key", "session_token", "sse_customer_key", "passphrase"].contains(&key)
 }
 
 /// True for keys that are true or false.
 pub(crate) fn is_flag(key: &str) -> bool {
-    ["use_tls", "allow_anonymous"].contains(&key)
+    ["use_tls", "tls_verify", "allow_anonymous"].contains(&key)
 }
 
 /// The machine's config.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use crate::store::{Addressing, StoreLocation};
+use crate::store::{Addressing, ENCRYPTION_KINDS, S3Options, StoreLocation};
 
 use super::args::Global;
 use super::config::{self, Config, RepositoryEntry};
@@ -17,7 +17,10 @@ use super::config_file::change;
 use super::exit::{CliError, Exit};
 use super::output::Output;
 use super::process::runtime;
-use super::repository::ResolvedRepository;
+use super::repository::{Located, ResolvedRepository};
+use super::s3_options;
+use super::secret::Places;
+use super::store_policy::{self, Circumstances, Job};
 
 /// Reads and changes the config.
 #[derive(Debug, Args)]
@@ -85,6 +88,17 @@ enum RepositoryCommand {
         /// Name of the repository.
         name: Option<String>,
     },
+    /// Prints the least rights that a key needs, as a policy in the words of AWS.
+    Policy {
+        /// What the key is for.
+        #[arg(long = "for", value_name = "JOB")]
+        job: Job,
+        /// Whom the policy of a bucket is for, as an ARN; without, it is a policy to attach to a user or role.
+        #[arg(long, value_name = "ARN")]
+        principal: Option<String>,
+        /// Name of the repository.
+        name: Option<String>,
+    },
     /// Lists a folder of the store to see that it answers.
     Ping {
         /// Name of the repository.
@@ -108,6 +122,10 @@ pub(crate) fn run_repository(args: RepositoryArgs, global: &Global, out: &mut Ou
         RepositoryCommand::Ls => list(global, out)?,
         RepositoryCommand::Rm { name } => remove(plain(&name), global, out)?,
         RepositoryCommand::Default { name } => default(name.as_deref(), global, out)?,
+        RepositoryCommand::Policy { job, principal, name } => {
+            let location = ResolvedRepository::location_of(name.as_deref().map(plain), global)?;
+            policy(job, principal.as_deref(), &location, out)?;
+        }
         RepositoryCommand::Ping { name } => ping(name.as_deref(), global, out)?,
     }
     Ok(Exit::Done)
@@ -190,8 +208,9 @@ fn show(name: Option<&str>, secrets: bool, global: &Global, out: &mut Output) ->
         None => config.entries(),
     };
     for (index, entry) in entries.iter().enumerate() {
+        let keys_from = keys_from(entry, name.is_some(), global)?;
         if out.is_json() {
-            out.json(&as_json(entry, secrets))?;
+            out.json(&as_json(entry, secrets, keys_from))?;
             continue;
         }
         let space = if index > 0 { "\n" } else { "" };
@@ -201,17 +220,44 @@ fn show(name: Option<&str>, secrets: bool, global: &Global, out: &mut Output) ->
                 out.line(format_args!("{key} = {}", shown(entry, key, secrets)))?;
             }
         }
+        if let Some(from) = keys_from {
+            out.line(format_args!("# keys from: {from}"))?;
+        }
     }
     Ok(())
 }
 
-fn as_json(entry: &RepositoryEntry, secrets: bool) -> Value {
+/// Where the keys of a bucket come from; of one that is named, the machine's own are looked for as well.
+fn keys_from(entry: &RepositoryEntry, looks: bool, global: &Global) -> Result<Option<String>, CliError> {
+    let Ok(location @ StoreLocation::S3 { .. }) = entry.location() else { return Ok(None) };
+    if entry.flag("allow_anonymous")? == Some(true) {
+        return Ok(Some("nowhere, requests are not signed".to_owned()));
+    }
+    let places = Places { flags: &global.args, env: &global.env, entry: Some(entry), other: None };
+    let from = places.s3_keys_from();
+    if !from.is_empty() {
+        return Ok(Some(from.join(", ")));
+    }
+    if !looks {
+        return Ok(Some("the machine, see `show NAME`".to_owned()));
+    }
+    let mut s3 = S3Options::default();
+    s3_options::follow(&places, &location, &mut s3)?;
+    places.add_s3_keys(&location, &mut s3)?;
+    let found = runtime()?.block_on(crate::store::ambient_keys_from(&location, &s3));
+    Ok(Some(found.unwrap_or_else(|problem| problem)))
+}
+
+fn as_json(entry: &RepositoryEntry, secrets: bool, keys_from: Option<String>) -> Value {
     let mut fields = Map::new();
     fields.insert("name".to_owned(), json!(entry.name));
     for key in config::KEYS {
         if entry.secret(key).is_some() {
             fields.insert(key.to_owned(), shown(entry, key, secrets));
         }
+    }
+    if let Some(from) = keys_from {
+        fields.insert("keys_from".to_owned(), json!(from));
     }
     Value::Object(fields)
 }
@@ -220,6 +266,8 @@ fn shown(entry: &RepositoryEntry, key: &str, secrets: bool) -> Value {
     let text = entry.text(key).unwrap_or("");
     match text {
         _ if config::is_secret(key) && !secrets => json!("***"),
+        // A password for the proxy.
+        text if key == "proxy" && text.contains('@') && !secrets => json!("***"),
         "true" | "false" if config::is_flag(key) => json!(text == "true"),
         text => json!(text),
     }
@@ -243,6 +291,18 @@ fn list(global: &Global, out: &mut Output) -> Result<(), CliError> {
     Ok(())
 }
 
+fn policy(job: Job, principal: Option<&str>, located: &Located, out: &mut Output) -> Result<(), CliError> {
+    let circumstances = Circumstances { principal, kms_key: located.kms_key.as_deref() };
+    let is_folder =
+        || CliError::usage(format!("{} is a folder: its owner and mode say who may what", located.location));
+    let policy = store_policy::least(job, &located.location, circumstances).ok_or_else(is_folder)?;
+    if out.is_json() {
+        return out.json(&policy);
+    }
+    let text = serde_json::to_string_pretty(&policy);
+    out.line(text.map_err(|error| CliError::failed(format!("writing JSON: {error}")))?)
+}
+
 fn ping(name: Option<&str>, global: &Global, out: &mut Output) -> Result<(), CliError> {
     let repository = match name {
         Some(name) => ResolvedRepository::named(&format!("@{}", plain(name)), global)?,
@@ -252,6 +312,7 @@ fn ping(name: Option<&str>, global: &Global, out: &mut Output) -> Result<(), Cli
     // The key slots: a handful of objects in any kloset.
     let slots = runtime()?.block_on(store.list("keys"));
     let slots = slots.map_err(|error| repository.explain(error.into()))?;
+    repository.remember_region(store.learned_region());
     let has_kloset = !slots.is_empty();
     if out.is_json() {
         let location = repository.location.to_string();
@@ -300,6 +361,7 @@ fn checked(key: &str, value: String) -> Result<String, CliError> {
         let path = std::path::absolute(path).map_err(|error| CliError::usage(format!("{key} {value:?}: {error}")))?;
         path.to_str().map(str::to_owned).ok_or_else(|| CliError::usage(format!("{key} {value:?} is not UTF-8")))
     };
+    let of_key = |what: String| CliError::usage(format!("{key}: {what}"));
     match key {
         "location" => match value.parse::<StoreLocation>()? {
             StoreLocation::Folder(folder) => absolute(&folder.to_string_lossy()),
@@ -309,6 +371,12 @@ fn checked(key: &str, value: String) -> Result<String, CliError> {
             Ok(_) => Ok(value),
             Err(message) => Err(CliError::usage(message)),
         },
+        "sse" if !ENCRYPTION_KINDS.contains(&value.as_str()) => {
+            Err(CliError::usage(format!("sse {value:?} is not one of: {}", ENCRYPTION_KINDS.join(", "))))
+        }
+        "endpoint_path" => s3_options::endpoint_path(&value).map_err(of_key),
+        "storage_class" => s3_options::storage_class(&value).map_err(of_key),
+        "proxy" => s3_options::proxy(&value).map_err(of_key),
         key if config::is_flag(key) => match value.as_str() {
             "true" | "false" => Ok(value),
             _ => Err(CliError::usage(format!("{key} is true or false, not {value:?}"))),

@@ -45,8 +45,9 @@ impl Kloset {
     ) -> Result<Self, CliError> {
         let (runtime, env) = (process::runtime()?, Env::system());
         let cpu = Cpu::new(env.parallelism);
-        let repo = runtime.block_on(Repo::open(store, secret, env, cpu));
+        let repo = runtime.block_on(Repo::open(store.clone(), secret, env, cpu));
         let repo = repo.map_err(|error| resolved.explain(error.into()))?;
+        resolved.remember_region(store.learned_region());
         Ok(Self { repo, runtime, resolved })
     }
 
@@ -58,8 +59,9 @@ impl Kloset {
         let (runtime, env) = (process::runtime()?, Env::system());
         let cpu = Cpu::new(env.parallelism);
         let store = resolved.create_store()?;
-        let repo = runtime.block_on(Repo::create(store, &secret, options, env, cpu));
+        let repo = runtime.block_on(Repo::create(store.clone(), &secret, options, env, cpu));
         let repo = repo.map_err(|error| resolved.explain(error.into()))?;
+        resolved.remember_region(store.learned_region());
         Ok(Self { repo, runtime, resolved })
     }
 

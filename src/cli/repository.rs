@@ -8,9 +8,19 @@ use crate::store::{Rates, S3Options, Store, StoreLocation};
 
 use super::args::Global;
 use super::config::{Config, RepositoryEntry};
+use super::config_file::change;
 use super::exit::CliError;
+use super::s3_options;
 use super::secret::{Ask, Found, OtherSecretArgs, Places, Unlock};
 use super::size::parse_rate;
+
+/// Where a repository is.
+#[derive(Clone, Debug)]
+pub(crate) struct Located {
+    pub(crate) location: StoreLocation,
+    /// The key of the key service that encrypts its bucket.
+    pub(crate) kms_key: Option<String>,
+}
 
 /// A repository that was named, with all that the config says about it.
 #[derive(Clone, Debug)]
@@ -75,20 +85,48 @@ impl ResolvedRepository {
         };
         let mut s3 = S3Options::default();
         if matches!(location, StoreLocation::S3 { .. }) {
-            if let Some(entry) = &entry {
-                follow_entry(&mut s3, entry)?;
-            }
-            let region = global.env.text("AWS_REGION").or_else(|| global.env.text("AWS_DEFAULT_REGION"));
-            s3.region_fallback = region.map(str::to_owned);
+            let places = Places { flags: &global.args, env: &global.env, entry: entry.as_ref(), other: None };
+            s3_options::follow(&places, &location, &mut s3)?;
             if !s3.allow_anonymous {
-                let places = Places { flags: &global.args, env: &global.env, entry: entry.as_ref(), other: None };
-                let keys_from = places.add_s3_keys(&mut s3)?;
+                let keys_from = places.add_s3_keys(&location, &mut s3)?;
                 tracing::debug!("keys from {}", keys_from.join(", "));
             }
         }
         s3.rates = rates(global, entry.as_ref())?;
         let name = entry.as_ref().map(|entry| entry.name.clone());
         Ok(ResolvedRepository { name, location, s3, entry })
+    }
+
+    /// Where a repository is, without a look at its keys.
+    pub(crate) fn location_of(name: Option<&str>, global: &Global) -> Result<Located, CliError> {
+        let named = match name {
+            Some(name) => Some(format!("@{name}")),
+            None => global.args.repository.clone().or_else(|| global.env.text("KLOSET_REPOSITORY").map(str::to_owned)),
+        };
+        let name = match named.as_deref().map(|text| (text, text.strip_prefix('@'))) {
+            Some((text, None)) => return Ok(Located { location: text.parse()?, kms_key: None }),
+            Some((_, Some(name))) => Some(name.to_owned()),
+            None => None,
+        };
+        let config = Config::load(global)?;
+        let none = || CliError::usage("which repository is not said: name one");
+        let name = name.or_else(|| config.default_name().map(str::to_owned)).ok_or_else(none)?;
+        let entry = config.find(&name)?;
+        Ok(Located { location: entry.location()?, kms_key: entry.text("sse_kms_key_id").map(str::to_owned) })
+    }
+
+    /// Writes the region that the store named into the config, so that it need not be asked for again.
+    pub(crate) fn remember_region(&self, learned: Option<String>) {
+        let (Some(region), Some(entry)) = (learned, &self.entry) else { return };
+        let (name, file) = (&entry.name, &entry.file);
+        match change(file, |file| file.set(name, "region", &region)) {
+            Ok(()) if entry.text("region").is_some() => {
+                tracing::warn!("the region of @{name} is {region}, says the store: that is in {file:?} now");
+            }
+            Ok(()) => tracing::info!("the region of @{name} is {region}: remembered in {file:?}"),
+            // As of a service under the machine's config.
+            Err(error) => tracing::info!("the region of @{name} is {region}, which is not remembered: {error}"),
+        }
     }
 
     /// As people call it: `@name`, else its location.
@@ -139,14 +177,4 @@ fn rates(global: &Global, entry: Option<&RepositoryEntry>) -> Result<Rates, CliE
     };
     let (up, down) = (global.args.limit_upload, global.args.limit_download);
     Ok(Rates { up: of(up, "limit_upload")?, down: of(down, "limit_download")? })
-}
-
-fn follow_entry(s3: &mut S3Options, entry: &RepositoryEntry) -> Result<(), CliError> {
-    s3.region = entry.text("region").map(str::to_owned);
-    s3.use_tls = entry.flag("use_tls")?.unwrap_or(s3.use_tls);
-    s3.allow_anonymous = entry.flag("allow_anonymous")?.unwrap_or(false);
-    if let Some(text) = entry.text("addressing") {
-        s3.addressing = text.parse().map_err(|error: String| entry.wrong("addressing", &error))?;
-    }
-    Ok(())
 }

@@ -1,8 +1,8 @@
 //! Where secrets come from, in one order for all of them; the first that is there wins.
 //!
 //! A flag naming a file or command, our own environment variable, a systemd credential, the config
-//! (value, `_file`, `_command`), `AWS_*` for the keys of a bucket, a prompt if there is a
-//! terminal. Each secret comes with the words that say where it was found. Nothing is taken from
+//! (value, `_file`, `_command`), a prompt if there is a terminal; for the keys of a bucket see
+//! `s3_keys`. Each secret comes with the words that say where it was found. Nothing is taken from
 //! the command line itself. It does not know what a secret opens.
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 
-use crate::store::{AMBIENT_VARIABLES, S3Options, Secret};
+use crate::store::Secret;
 
 use super::args::GlobalArgs;
 use super::config::RepositoryEntry;
@@ -175,41 +175,8 @@ impl Places<'_> {
         path.map_or(Ok(None), |path| key_file(&path, &origin(entry, "key_file")))
     }
 
-    /// Finds the keys of a bucket and puts them into its options; says where they were found.
-    pub(crate) fn add_s3_keys(&self, options: &mut S3Options) -> Result<Vec<String>, CliError> {
-        let access_key = self.own("access_key")?;
-        let secret = self.own("secret_access_key")?;
-        let token = self.own("session_token")?;
-        if access_key.is_none() && secret.is_none() {
-            return Ok(self.add_ecosystem_keys(options));
-        }
-        let froms = [&access_key, &secret, &token].into_iter().flatten();
-        let froms = froms.map(|found| found.from.clone()).collect();
-        if let Some(found) = access_key {
-            let not_text = || CliError::usage(format!("{}: the access_key is not text", found.from));
-            options.access_key = Some(found.value.text().ok_or_else(not_text)?.to_owned());
-        }
-        options.secret_access_key = secret.map(|found| found.value);
-        options.session_token = token.map(|found| found.value);
-        Ok(froms)
-    }
-
-    fn add_ecosystem_keys(&self, options: &mut S3Options) -> Vec<String> {
-        let access_key = self.env.text("AWS_ACCESS_KEY_ID");
-        options.access_key = access_key.map(str::to_owned);
-        options.secret_access_key = self.env.secret("AWS_SECRET_ACCESS_KEY");
-        options.session_token = self.env.secret("AWS_SESSION_TOKEN");
-        if access_key.is_some() {
-            return vec!["AWS_ACCESS_KEY_ID".to_owned()];
-        }
-        for name in AMBIENT_VARIABLES {
-            options.ambient.extend(self.env.text(name).map(|value| (name.to_owned(), value.to_owned())));
-        }
-        options.ambient.iter().map(|(name, _)| name.clone()).collect()
-    }
-
     /// A secret from a credential, else from the config.
-    fn own(&self, key: &str) -> Search<Secret> {
+    pub(super) fn own(&self, key: &str) -> Search<Secret> {
         match self.credential(key, false) {
             Some(path) => {
                 let from = format!("systemd credential {path:?}");
@@ -217,6 +184,16 @@ impl Places<'_> {
             }
             None => self.config_value(key),
         }
+    }
+
+    /// Where [`Places::own`] would find a secret; nothing is read.
+    pub(super) fn origin_of(&self, key: &str) -> Option<String> {
+        if let Some(path) = self.credential(key, false) {
+            return Some(format!("systemd credential {path:?}"));
+        }
+        let entry = self.entry?;
+        let keys = [key.to_owned(), format!("{key}_file"), format!("{key}_command")];
+        keys.iter().find(|key| entry.secret(key).is_some()).map(|key| origin(entry, key))
     }
 
     /// A value of the config, or what its `_file` or `_command` gives.

@@ -132,36 +132,6 @@ fn what_is_no_secret_is_refused_and_named() {
 }
 
 #[test]
-fn keys_of_a_bucket_come_from_credentials_config_and_aws() {
-    let mut case = full();
-    case.env.extend([
-        ("AWS_ACCESS_KEY_ID".to_owned(), "AWS".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY".to_owned(), "AWS secret".to_owned()),
-        ("AWS_ROLE_ARN".to_owned(), "arn".to_owned()),
-    ]);
-    let keys = |case: &Case| {
-        let env = case.environment();
-        let places = Places { flags: &case.flags, env: &env, entry: Some(&case.entry), other: None };
-        let mut options = S3Options::default();
-        places.add_s3_keys(&mut options).unwrap();
-        let secret = options.secret_access_key.as_ref().and_then(|secret| secret.text());
-        (options.access_key.clone(), secret.map(str::to_owned), options.ambient.len())
-    };
-    let pair = |key: &str, secret: &str| (Some(key.to_owned()), Some(secret.to_owned()), 0);
-    assert_eq!(keys(&case), pair("AWS", "AWS secret"));
-    case.entry.values.insert("access_key".to_owned(), "config".into());
-    case.entry.values.insert("secret_access_key_command".to_owned(), "echo config secret".into());
-    assert_eq!(keys(&case), pair("config", "config secret"));
-    fs::write(case.folder.path().join("kloset-mount.secret_access_key"), "credential\n").unwrap();
-    assert_eq!(keys(&case), pair("config", "credential"));
-
-    let mut case = full();
-    assert_eq!(keys(&case), (None, None, 0));
-    case.env.push(("AWS_ROLE_ARN".to_owned(), "arn".to_owned()));
-    assert_eq!(keys(&case), (None, None, 1));
-}
-
-#[test]
 fn the_other_repository_has_places_of_its_own() {
     let mut case = full();
     let other = OtherSecretArgs { other_key_file: case.flags.key_file.clone(), ..OtherSecretArgs::default() };

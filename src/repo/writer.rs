@@ -502,15 +502,21 @@ impl Writer {
         }
         self.run.add_pack(id, object.len() as u64, &footer);
         self.counts.bytes_stored += object.len() as u64;
-        self.upload(id.to_string(), object)
+        self.upload(id.to_string(), footer.kind, object)
     }
 
-    fn upload(&mut self, name: String, object: Bytes) -> Result<(), RepoError> {
+    fn upload(&mut self, name: String, kind: PackKind, object: Bytes) -> Result<(), RepoError> {
         while self.uploads.len() >= UPLOADS_MAX {
             self.wait_for_upload()?;
         }
         let store = self.repo.store.clone();
-        self.uploads.spawn_on(async move { store.put_new(&name, object).await }, &self.runtime);
+        let put = async move {
+            match kind {
+                PackKind::Data => store.put_content(&name, object).await,
+                PackKind::Tree => store.put_new(&name, object).await,
+            }
+        };
+        self.uploads.spawn_on(put, &self.runtime);
         Ok(())
     }
 

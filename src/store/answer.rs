@@ -6,14 +6,19 @@
 use std::error::Error;
 use std::io;
 
+use http::HeaderMap;
 use object_store::client::{HttpError, HttpErrorKind};
 
 use super::error::{Outage, Place, StoreError};
+use super::keys::KeysError;
 
 /// Turns a failure of `object_store` into ours.
 pub(crate) fn classify(at: Place, error: object_store::Error) -> StoreError {
     let answer = Answer::of(&error);
     let (name, store) = (at.name.clone(), at.store.clone());
+    if let Some(KeysError(detail)) = find::<KeysError>(&error) {
+        return StoreError::Misconfigured { store, detail: detail.clone() };
+    }
     let at = Box::new(at);
     let detail = answer.detail();
     if answer.code == "NoSuchBucket" {
@@ -66,6 +71,32 @@ pub(crate) fn is_range_refusal(error: &object_store::Error) -> bool {
     matches!(error, object_store::Error::Generic { .. }) && !from_network && matches!(answer.status, None | Some(416))
 }
 
+/// A refusal after which the same request may be worth another attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It was signed for another region; the right one, where the server names it.
+    WrongRegion(Option<String>),
+    /// The keys have run out, or are not known any more.
+    StaleKeys,
+    /// It would come out the same.
+    Final,
+}
+
+/// Judges a refusal by its headers and what it says.
+pub(crate) fn refusal(headers: &HeaderMap, said: &str) -> Refusal {
+    const STALE: [&str; 5] =
+        ["ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"];
+    let answer = Answer::read(said.to_owned(), String::new());
+    let named = || headers.get("x-amz-bucket-region")?.to_str().ok().map(str::to_owned);
+    match answer.wrong_region() {
+        Some(region) => Refusal::WrongRegion(region.or_else(named)),
+        // The answer to HEAD has no body.
+        None if said.is_empty() && headers.contains_key("x-amz-bucket-region") => Refusal::WrongRegion(named()),
+        None if STALE.contains(&answer.code.as_str()) => Refusal::StaleKeys,
+        None => Refusal::Final,
+    }
+}
+
 /// What a server said, picked out of the text of an error.
 struct Answer {
     status: Option<u16>,
@@ -78,7 +109,10 @@ struct Answer {
 
 impl Answer {
     fn of(error: &object_store::Error) -> Answer {
-        let text = chain_text(error);
+        Answer::read(chain_text(error), root_cause(error))
+    }
+
+    fn read(text: String, cause: String) -> Answer {
         let status = between(&text, "status code: ", " ").parse().ok();
         Answer {
             status,
@@ -86,7 +120,7 @@ impl Answer {
             message: between(&text, "<Message>", "</Message>").to_owned(),
             region: between(&text, "<Region>", "</Region>").to_owned(),
             text,
-            cause: root_cause(error),
+            cause,
         }
     }
 
@@ -146,7 +180,9 @@ impl Answer {
                 return Some("the object is in cold storage: have your provider bring it back first");
             }
             "ExpiredToken" | "InvalidToken" => {
-                return Some("the session token has run out: get new keys");
+                return Some(
+                    "the session token has run out and there are no newer keys where it came from: get new ones",
+                );
             }
             _ => {}
         }
@@ -261,6 +297,26 @@ mod tests {
         let go = "Client sent an HTTP request to an HTTPS server.";
         check("400 Bad Request", go, "set NAME use_tls true");
         check("418 I'm a teapot", "", "listing \"packs\" in \"s3://h/b\": the server answered 418");
+    }
+
+    #[test]
+    fn refusals_tell_whether_another_attempt_is_worth_it() {
+        let of = |said: &str| refusal(&HeaderMap::new(), said);
+        let region = |name: &str| Refusal::WrongRegion(Some(name.to_owned()));
+        let aws = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region 'us-east-1' is wrong; \
+            expecting 'eu-west-3'</Message><Region>eu-west-3</Region></Error>";
+        assert_eq!(of(aws), region("eu-west-3"));
+        let minio = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the \
+            region is wrong; expecting 'fr-par'.</Message></Error>";
+        assert_eq!(of(minio), region("fr-par"));
+        let garage = "<Message>malformed, unexpected scope: 20260101/us-east-1/s3/aws4_request, expected: \
+            20260101/garage/s3/aws4_request</Message>";
+        assert_eq!(of(garage), region("garage"));
+        assert_eq!(of("<Code>ExpiredToken</Code>"), Refusal::StaleKeys);
+        assert_eq!(of("<Code>AccessDenied</Code>"), Refusal::Final);
+        let headers = HeaderMap::from_iter([("x-amz-bucket-region".parse().unwrap(), "nl-ams".parse().unwrap())]);
+        assert_eq!(refusal(&headers, ""), region("nl-ams"));
+        assert_eq!(refusal(&headers, "<Code>AccessDenied</Code>"), Refusal::Final);
     }
 
     #[test]

@@ -66,8 +66,8 @@ impl Outage {
                  `kloset-mount config repository set NAME use_tls true`"
             }
             Outage::Certificate => {
-                "its certificate is not trusted: check the host name, or add its authority to \
-                 this machine's trusted certificates"
+                "its certificate is not trusted: check the host name, or name the file of its authority: \
+                 `kloset-mount config repository set NAME ca_file FILE`"
             }
             Outage::Busy => "the server is busy or broken and stayed so: try again later",
             Outage::Broken => "the connection broke: check the network and try again",

@@ -1,6 +1,6 @@
 //! The HTTP client below S3: one connection pool for reads, one for writes.
 //!
-//! Sits between `object_store`, which signs and retries, and the network, and corrects what is
+//! Sits between `object_store`, which retries, and the network, below who signs (`sign`), and corrects what is
 //! retried. It promises: a broken `PUT` is sent again (all our names are random and puts are
 //! create-if-absent, so that is safe); what cannot get better (501, TLS against a plain port, a
 //! certificate not trusted) is not retried for minutes; a store that never answered is given up
@@ -12,15 +12,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
 };
 
 use super::answer::{chain_text, is_tls_to_plain};
+use super::client::ClientOptions;
 use super::counts::Counters;
 use super::limit::Limit;
-use super::paced::{Paced, PacedOptions};
+use super::paced::Paced;
+use super::sign::Signer;
 
 /// Makes the clients and counts what they send.
 #[derive(Debug)]
@@ -29,34 +30,45 @@ pub(crate) struct Connector {
     pub(crate) stall_timeout: Duration,
     /// Counts every request that is sent, repeated ones as well.
     pub(crate) counters: Arc<Counters>,
-    /// The limit of uploads, and how their client is to be.
-    pub(crate) paced: Option<(Arc<Limit>, PacedOptions)>,
+    /// The limit of uploads.
+    pub(crate) paced: Option<Arc<Limit>>,
+    /// What the clients are like.
+    pub(crate) client: ClientOptions,
+    /// Signs what they send.
+    pub(crate) signer: Arc<Signer>,
 }
 
 /// A store that has not answered once is not worth minutes: a wrong port shows after about a second.
 const CONNECTS_BEFORE_FIRST_ANSWER_MAX: u32 = 4;
 
 impl HttpConnector for Connector {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let read_options = options.clone().with_read_timeout(self.stall_timeout);
-        let reads = Pool { client: ReqwestConnector::default().connect(&read_options)?, generation: 0 };
-        Ok(HttpClient::new(Service {
-            reads: Mutex::new(reads),
-            read_options,
-            writes: self.writes(options)?,
-            counters: self.counters.clone(),
-            answered: AtomicBool::new(false),
-            failed_connects: AtomicU32::new(0),
-        }))
+    /// Makes a client by our own options; `object_store`'s know no client certificates.
+    fn connect(&self, _: &object_store::ClientOptions) -> object_store::Result<HttpClient> {
+        self.connect().map_err(|error| object_store::Error::Generic { store: "S3", source: error.into() })
     }
 }
 
 impl Connector {
-    fn writes(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let Some((limit, paced)) = &self.paced else { return ReqwestConnector::default().connect(options) };
-        let client = Paced::new(paced, limit.clone(), self.counters.clone());
-        let failed = |error: reqwest::Error| object_store::Error::Generic { store: "S3", source: error.into() };
-        client.map(HttpClient::new).map_err(failed)
+    /// Makes a client that signs.
+    pub(crate) fn connect(&self) -> Result<HttpClient, String> {
+        let read_options = ClientOptions { stall_timeout: Some(self.stall_timeout), ..self.client.clone() };
+        let reads = Pool { client: HttpClient::new(read_options.client()?), generation: 0 };
+        Ok(self.signer.over(HttpClient::new(Service {
+            reads: Mutex::new(reads),
+            read_options,
+            writes: self.writes()?,
+            counters: self.counters.clone(),
+            answered: AtomicBool::new(false),
+            failed_connects: AtomicU32::new(0),
+        })))
+    }
+
+    fn writes(&self) -> Result<HttpClient, String> {
+        let client = self.client.client()?;
+        Ok(match &self.paced {
+            None => HttpClient::new(client),
+            Some(limit) => HttpClient::new(Paced::new(client, limit.clone(), self.counters.clone())),
+        })
     }
 }
 
@@ -115,9 +127,9 @@ impl Service {
     fn replace_reads(&self, generation: u64) {
         let mut reads = self.reads.lock().expect("no panic while held");
         if reads.generation == generation
-            && let Ok(client) = ReqwestConnector::default().connect(&self.read_options)
+            && let Ok(client) = self.read_options.client()
         {
-            *reads = Pool { client, generation: generation + 1 };
+            *reads = Pool { client: HttpClient::new(client), generation: generation + 1 };
         }
     }
 

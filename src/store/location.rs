@@ -7,6 +7,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::providers;
+
 /// The place of a kloset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreLocation {
@@ -71,6 +73,21 @@ impl StoreLocation {
         match self {
             StoreLocation::S3 { host, port, .. } => authority(host, *port),
             StoreLocation::Folder(_) => String::new(),
+        }
+    }
+
+    /// True for a bucket of AWS itself, for which a machine may have keys of its own.
+    #[must_use]
+    pub fn is_aws(&self) -> bool {
+        matches!(self, StoreLocation::S3 { host, .. } if providers::is_aws(host))
+    }
+
+    /// Classes of storage that the provider is known to take; `None` where nothing is known.
+    #[must_use]
+    pub fn storage_classes(&self) -> Option<&'static [&'static str]> {
+        match self {
+            StoreLocation::S3 { host, .. } => providers::of_host(host).map(|(provider, _)| provider.classes),
+            StoreLocation::Folder(_) => None,
         }
     }
 }

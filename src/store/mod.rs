@@ -5,18 +5,25 @@
 //! than its caller allows. What is read may come through a cache on disk, if the caller gave one.
 //! It does not know what the bytes mean, and it reads no environment.
 
+mod ambient;
 mod answer;
+mod aws_http;
 pub mod bucket;
 mod cache;
+mod client;
 mod counts;
 mod error;
 mod folder;
 mod http;
+mod keys;
 mod limit;
 mod location;
 mod paced;
+mod providers;
 mod s3;
 mod secret;
+mod sign;
+mod sse;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -26,20 +33,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{
+    Attribute, Attributes, GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+};
 
 use answer::{classify, is_range_refusal, refuses_condition};
 use counts::Counters;
 use limit::Limits;
+use sign::Signer;
 
+pub use ambient::Ambient;
 pub use bucket::Bucket;
 pub use cache::{CacheKey, CacheOptions, DiskCache, DiskCacheCounts};
+pub use client::Network;
 pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};
+pub use keys::{KeyPair, ReadAgain};
 pub use limit::{RATE_MIN, Rates};
 pub use location::{LocationError, StoreLocation};
-pub use s3::{AMBIENT_VARIABLES, Addressing, S3Options};
+pub use s3::{Addressing, S3Options, ambient_keys_from};
 pub use secret::Secret;
+pub use sse::{Encryption, KINDS as ENCRYPTION_KINDS};
 
 /// A bucket with a prefix, or a folder. Clones share connections and counters.
 #[derive(Clone, Debug)]
@@ -58,6 +72,10 @@ pub struct Store {
     limits: Limits,
     /// Objects are put whole, so that what is put has to wait here.
     puts_whole: bool,
+    /// Signs what is sent to a bucket.
+    signer: Option<Arc<Signer>>,
+    /// Class of storage for packs of content.
+    content_class: Option<Arc<str>>,
 }
 
 /// One line of a listing.
@@ -89,6 +107,8 @@ impl Store {
             hidden: Arc::default(),
             limits,
             puts_whole: false,
+            signer: None,
+            content_class: None,
         }
     }
 
@@ -97,15 +117,19 @@ impl Store {
         let description: Arc<str> = location.to_string().into();
         let counters: Arc<Counters> = Arc::default();
         let limits = Limits::new(options.rates);
-        let inner = match location {
-            StoreLocation::Folder(folder) => folder::open(folder, &description)?,
+        match location {
+            StoreLocation::Folder(folder) => {
+                let inner = folder::open(folder, &description)?;
+                Ok(Store { limits, puts_whole: true, ..Store::with_counters(inner, description, counters) })
+            }
             StoreLocation::S3 { host, port, bucket, prefix } => {
                 let at = s3::Bucket { host, port: *port, bucket, prefix };
-                s3::open(&at, options, &description, &counters, &limits)?
+                let s3::Opened { objects, signer } = s3::open(&at, options, &description, &counters, &limits)?;
+                let content_class = options.storage_class.as_deref().map(Into::into);
+                let store = Store::with_counters(objects, description, counters);
+                Ok(Store { limits, signer: Some(signer), content_class, ..store })
             }
-        };
-        let puts_whole = matches!(location, StoreLocation::Folder(_));
-        Ok(Store { limits, puts_whole, ..Store::with_counters(inner, description, counters) })
+        }
     }
 
     /// Opens a store to create a kloset in it: a missing folder is made, readable by its owner only.
@@ -143,6 +167,11 @@ impl Store {
         self.counters.date_unix_ms()
     }
 
+    /// The region that the bucket's server named, where it is another than was said.
+    pub fn learned_region(&self) -> Option<String> {
+        self.signer.as_ref()?.learned_region()
+    }
+
     /// What was asked of this store and its clones so far.
     pub fn counts(&self) -> StoreCounts {
         self.counters.read()
@@ -153,6 +182,17 @@ impl Store {
     /// An object of that name with the same content counts as put: it is our own, whose answer was
     /// lost on the way. On return it is durable.
     pub async fn put_new(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
+        self.put(name, content, Attributes::new()).await
+    }
+
+    /// Puts a pack of content as [`Store::put_new`] does, in the class of storage that is for these.
+    pub async fn put_content(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
+        let class = self.content_class.as_deref();
+        let class = class.map(|class| (Attribute::StorageClass, class.to_owned()));
+        self.put(name, content, class.into_iter().collect()).await
+    }
+
+    async fn put(&self, name: &str, content: Bytes, attributes: Attributes) -> Result<(), StoreError> {
         const ATTEMPTS_MAX: usize = 3; // one without the condition, one after a lost race
         let at = || self.place("writing", name);
         let path = self.path("writing", name)?;
@@ -170,7 +210,7 @@ impl Store {
                 return if same { Ok(()) } else { Err(self.taken(name)) };
             }
             let mode = if plain { PutMode::Overwrite } else { PutMode::Create };
-            let options = PutOptions::from(mode);
+            let options = PutOptions { mode, attributes: attributes.clone(), ..PutOptions::default() };
             match self.inner.put_opts(&path, content.clone().into(), options).await {
                 Ok(_) => return Ok(()),
                 Err(object_store::Error::AlreadyExists { .. }) => {

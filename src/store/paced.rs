@@ -1,11 +1,10 @@
 //! The HTTP client for uploads that are limited: a body goes out in small pieces, each when its time has come.
 //!
-//! `object_store` hands over whole bodies and its own client sends them as fast as the network takes them; so this one
-//! stands in its place, with the same options, where uploads have a limit. It judges errors as that one does. It does
+//! `object_store` hands over whole bodies and a client sends them as fast as the network takes them; so this one hands
+//! them on piece by piece, where uploads have a limit. It judges errors as that one does. It does
 //! not know what is sent.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
@@ -21,15 +20,6 @@ const PIECE_BYTES: usize = 16 << 10;
 /// No answer to an upload is longer: an error in XML, some hundred bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// What the client has in common with the one that it stands in for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PacedOptions {
-    pub(super) use_tls: bool,
-    pub(super) connect_timeout: Duration,
-    pub(super) request_timeout: Duration,
-    pub(super) pool_idle: Duration,
-}
-
 /// A client whose bodies go out within a limit.
 #[derive(Debug)]
 pub(super) struct Paced {
@@ -39,19 +29,8 @@ pub(super) struct Paced {
 }
 
 impl Paced {
-    pub(super) fn new(
-        options: &PacedOptions,
-        limit: Arc<Limit>,
-        counters: Arc<Counters>,
-    ) -> Result<Paced, reqwest::Error> {
-        let builder = reqwest::Client::builder()
-            .http1_only()
-            .https_only(options.use_tls)
-            .connect_timeout(options.connect_timeout)
-            .timeout(options.request_timeout)
-            .pool_idle_timeout(options.pool_idle)
-            .user_agent(concat!("kloset-mount/", env!("CARGO_PKG_VERSION")));
-        Ok(Paced { client: builder.build()?, limit, counters })
+    pub(super) fn new(client: reqwest::Client, limit: Arc<Limit>, counters: Arc<Counters>) -> Paced {
+        Paced { client, limit, counters }
     }
 }
 

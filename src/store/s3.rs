@@ -1,23 +1,28 @@
 //! A bucket as an object store: endpoint, addressing, region, keys, retries.
 //!
-//! Promises to send nothing while opening, to read nothing from the environment (the caller hands
-//! in values), and to use only what every S3-compatible server has: signed PUT, GET, ListObjectsV2,
-//! DELETE; no checksum trailers, tags, multipart or bulk delete. It does not create buckets.
+//! Promises to send nothing while opening, and to use only what every S3-compatible server has: signed PUT, GET,
+//! ListObjectsV2, DELETE; no checksum trailers, tags, multipart or bulk delete. It does not create buckets. It does not
+//! know providers (`providers`), nor where keys are looked for (`keys`, `ambient`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 
+use super::ambient::Ambient;
+use super::client::{ClientOptions, Network};
 use super::counts::Counters;
 use super::error::StoreError;
 use super::http::Connector;
+use super::keys::{KeyPair, Keys, ReadAgain};
 use super::limit::{Limit, Limits, Rates};
-use super::location::authority;
-use super::paced::PacedOptions;
+use super::location::{StoreLocation, authority};
+use super::providers;
 use super::secret::Secret;
+use super::sign::Signer;
+use super::sse::{Encryption, EncryptionHeaders};
 
 /// How the bucket is named in a URL.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,13 +68,21 @@ pub struct S3Options {
     pub addressing: Addressing,
     /// Send unsigned requests.
     pub allow_anonymous: bool,
-    /// `AWS_*` variables that say where a machine's own credentials come from (web identity,
-    /// container); used without keys only. See [`AMBIENT_VARIABLES`].
-    pub ambient: Vec<(String, String)>,
+    /// How to read the keys again when the store calls them stale.
+    pub read_again: Option<ReadAgain>,
+    /// How to look for the machine's own keys; used without keys only.
+    pub ambient: Option<Ambient>,
+    /// What stands before the bucket in the path of a URL, as of a gateway; without slashes at its ends.
+    pub endpoint_path: String,
+    /// Class of storage for packs of content. Everything else is in the bucket's own: it is read all the time.
+    pub storage_class: Option<String>,
+    /// How the server encrypts.
+    pub encryption: Encryption,
+    /// How connections are secured, and by which way they go.
+    pub network: Network,
     /// How often a request is repeated; by default time alone decides.
     pub retries_max: usize,
-    /// How long after its start a request is still repeated; below 5 minutes, because a repeated
-    /// request keeps its signature.
+    /// How long after its start a request is still repeated.
     pub retry_budget: Duration,
     /// Time to connect.
     pub connect_timeout: Duration,
@@ -92,7 +105,12 @@ impl Default for S3Options {
             use_tls: true,
             addressing: Addressing::Auto,
             allow_anonymous: false,
-            ambient: Vec::new(),
+            read_again: None,
+            ambient: None,
+            endpoint_path: String::new(),
+            storage_class: None,
+            encryption: Encryption::default(),
+            network: Network::default(),
             retries_max: 10_000,
             retry_budget: Duration::from_secs(120),
             connect_timeout: Duration::from_secs(10),
@@ -105,30 +123,22 @@ impl Default for S3Options {
     }
 }
 
-/// The variables that may be in [`S3Options::ambient`].
-pub const AMBIENT_VARIABLES: [&str; 8] = [
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_ENDPOINT_URL_STS",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_METADATA_ENDPOINT",
-];
-
 /// No object that passes often is longer than a pack.
 const OBJECT_BYTES: u64 = 16 << 20;
 /// What comes of an answer at once is shorter.
 const PART_BYTES: u64 = 1 << 20;
-/// Connections kept open longer than this are closed by most servers first.
-const POOL_IDLE: Duration = Duration::from_secs(50);
-
 pub(crate) struct Bucket<'a> {
     pub(crate) host: &'a str,
     pub(crate) port: Option<u16>,
     pub(crate) bucket: &'a str,
     pub(crate) prefix: &'a str,
+}
+
+/// A bucket that was opened.
+pub(crate) struct Opened {
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    /// Signs what is sent to it.
+    pub(crate) signer: Arc<Signer>,
 }
 
 /// Opens a bucket without sending anything.
@@ -138,41 +148,33 @@ pub(crate) fn open(
     store: &Arc<str>,
     counters: &Arc<Counters>,
     limits: &Limits,
-) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let s3 = open_bucket(at, &patient(options, limits), store, counters, limits)?;
-    if at.prefix.is_empty() {
-        return Ok(Arc::new(s3));
-    }
-    let failed = |error: object_store::path::Error| StoreError::Misconfigured {
-        store: store.clone(),
-        detail: error.to_string(),
-    };
-    let prefix = object_store::path::Path::parse(at.prefix).map_err(failed)?;
-    Ok(Arc::new(PrefixStore::new(s3, prefix)))
-}
-
-/// Opens all of a bucket, whatever the prefix; `options` are to be [`patient`].
-pub(crate) fn open_bucket(
-    at: &Bucket<'_>,
-    options: &S3Options,
-    store: &Arc<str>,
-    counters: &Arc<Counters>,
-    limits: &Limits,
-) -> Result<AmazonS3, StoreError> {
+) -> Result<Opened, StoreError> {
     let failed = |detail: String| StoreError::Misconfigured { store: store.clone(), detail };
-    let builder = AmazonS3Builder::new()
+    let options = &patient(options, limits);
+    let connector = connector(at, options, counters, limits).map_err(failed)?;
+    let signer = connector.signer.clone();
+    let (endpoint, is_virtual) = endpoint(at, options).map_err(failed)?;
+    let s3 = AmazonS3Builder::new()
         .with_bucket_name(at.bucket)
-        .with_region(region_of(at.host, options))
+        .with_endpoint(endpoint)
+        .with_virtual_hosted_style_request(is_virtual)
+        .with_allow_http(!options.use_tls)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_disable_tagging(true)
         .with_disable_bulk_delete(true)
         .with_retry(retry(options))
-        .with_client_options(client(options))
-        .with_http_connector(connector(options, counters, limits));
-    let (endpoint, is_virtual) = endpoint(at, options);
-    let builder = builder.with_endpoint(endpoint).with_virtual_hosted_style_request(is_virtual);
-    let builder = with_credentials(builder, at.host, options).map_err(failed)?;
-    builder.build().map_err(|error| failed(error.to_string()))
+        // Signed below, by `sign`: the keys are none and are not asked for.
+        .with_skip_signature(true)
+        .with_access_key_id("")
+        .with_secret_access_key("")
+        .with_http_connector(connector)
+        .build()
+        .map_err(|error| failed(super::answer::chain_text(&error)))?;
+    if at.prefix.is_empty() {
+        return Ok(Opened { objects: Arc::new(s3), signer });
+    }
+    let prefix = object_store::path::Path::parse(at.prefix).map_err(|error| failed(error.to_string()))?;
+    Ok(Opened { objects: Arc::new(PrefixStore::new(s3, prefix)), signer })
 }
 
 /// What passes slowly because it is limited must not be taken for what hangs.
@@ -186,79 +188,104 @@ pub(crate) fn patient(options: &S3Options, limits: &Limits) -> S3Options {
     }
 }
 
-pub(crate) fn connector(options: &S3Options, counters: &Arc<Counters>, limits: &Limits) -> Connector {
-    let paced = PacedOptions {
-        use_tls: options.use_tls,
-        connect_timeout: options.connect_timeout,
-        request_timeout: options.request_timeout,
-        pool_idle: POOL_IDLE,
-    };
-    let paced = limits.up.clone().map(|limit| (limit, paced));
-    Connector { stall_timeout: options.stall_timeout, counters: counters.clone(), paced }
+/// Makes what makes the clients of a bucket; `options` are to be [`patient`].
+pub(crate) fn connector(
+    at: &Bucket<'_>,
+    options: &S3Options,
+    counters: &Arc<Counters>,
+    limits: &Limits,
+) -> Result<Connector, String> {
+    let client = client_options(options);
+    let encryption = EncryptionHeaders::new(&options.encryption)?;
+    if encryption.has_customer_key() && !options.use_tls && !is_loopback(at.host) {
+        return Err(
+            "sse_customer_key goes along with each request: not over plain HTTP, set use_tls to true".to_owned()
+        );
+    }
+    let signer = Signer::new(keys(at.host, options, &client)?, region_of(at.host, options), encryption);
+    let (stall_timeout, counters, paced) = (options.stall_timeout, counters.clone(), limits.up.clone());
+    Ok(Connector { stall_timeout, counters, paced, client, signer: signer.into() })
 }
 
-/// The URL of the bucket itself.
-pub(crate) fn url(at: &Bucket<'_>, options: &S3Options) -> String {
-    match endpoint(at, options) {
-        (endpoint, true) => endpoint,
-        (endpoint, false) => format!("{endpoint}/{}", at.bucket),
+/// Looks for the machine's own keys, as the first request would; says where they are, or where they are not.
+///
+/// # Errors
+/// A text that says where was looked.
+pub async fn ambient_keys_from(location: &StoreLocation, options: &S3Options) -> Result<String, String> {
+    let (StoreLocation::S3 { host, .. }, Some(ambient)) = (location, &options.ambient) else {
+        return Err("there are no keys".to_owned());
+    };
+    let found = in_region(ambient, host, options).look(&client_options(options)).await;
+    found.map(|keys| keys.from).map_err(|error| error.to_string())
+}
+
+/// AWS is asked in the region that was said for that, else in the bucket's.
+fn in_region(ambient: &Ambient, host: &str, options: &S3Options) -> Ambient {
+    let region = || if providers::is_aws(host) { region_of(host, options) } else { "us-east-1".to_owned() };
+    Ambient { region: Some(ambient.region.clone().unwrap_or_else(region)), ..ambient.clone() }
+}
+
+fn client_options(options: &S3Options) -> ClientOptions {
+    ClientOptions {
+        network: options.network.clone(),
+        https_only: options.use_tls,
+        connect_timeout: options.connect_timeout,
+        request_timeout: options.request_timeout,
+        stall_timeout: None,
     }
 }
 
+/// The URL of the bucket itself.
+pub(crate) fn url(at: &Bucket<'_>, options: &S3Options) -> Result<String, String> {
+    Ok(match endpoint(at, options)? {
+        (endpoint, true) => endpoint,
+        (endpoint, false) => format!("{endpoint}/{}", at.bucket),
+    })
+}
+
 /// Where requests go, and whether that names the bucket already.
-fn endpoint(at: &Bucket<'_>, options: &S3Options) -> (String, bool) {
+fn endpoint(at: &Bucket<'_>, options: &S3Options) -> Result<(String, bool), String> {
     let scheme = if options.use_tls { "https" } else { "http" };
     let is_virtual = match options.addressing {
         Addressing::Path => false,
         Addressing::Virtual => true,
-        Addressing::Auto => is_aws(at.host) && !at.bucket.contains('.'),
+        Addressing::Auto => {
+            let wants = providers::of_host(at.host).is_some_and(|(provider, _)| provider.is_virtual);
+            // No certificate covers more than one label before the host.
+            wants && !at.bucket.contains('.')
+        }
     };
-    let authority = authority(at.host, at.port);
-    let endpoint = match is_virtual {
-        true => format!("{scheme}://{}.{authority}", at.bucket),
-        false => format!("{scheme}://{authority}"),
+    if is_virtual && at.host.parse::<std::net::IpAddr>().is_ok() {
+        return Err(format!("addressing is virtual, but no bucket can stand before the address {}", at.host));
+    }
+    let bucket = if is_virtual { format!("{}.", at.bucket) } else { String::new() };
+    let path = match options.endpoint_path.as_str() {
+        "" => String::new(),
+        path => format!("/{path}"),
     };
-    (endpoint, is_virtual)
+    Ok((format!("{scheme}://{bucket}{}{path}", authority(at.host, at.port)), is_virtual))
 }
 
-fn with_credentials(builder: AmazonS3Builder, host: &str, options: &S3Options) -> Result<AmazonS3Builder, String> {
+fn keys(host: &str, options: &S3Options, client: &ClientOptions) -> Result<Keys, String> {
     if options.allow_anonymous {
-        return Ok(builder.with_skip_signature(true));
+        return Ok(Keys::Anonymous);
     }
-    match (&options.access_key, &options.secret_access_key) {
-        (Some(key), Some(secret)) => {
-            let builder = builder.with_access_key_id(key).with_secret_access_key(text(secret, "secret_access_key")?);
-            Ok(match &options.session_token {
-                Some(token) => builder.with_token(text(token, "session_token")?),
-                None => builder,
-            })
+    match (&options.access_key, &options.secret_access_key, &options.ambient) {
+        (Some(access_key), Some(secret), _) => {
+            let (access_key, secret_access_key) = (access_key.clone(), secret.clone());
+            let pair = KeyPair { access_key, secret_access_key, session_token: options.session_token.clone() };
+            Keys::said(&pair, options.read_again.clone())
         }
-        (Some(_), None) => Err("there is an access_key but no secret_access_key".to_owned()),
-        (None, Some(_)) => Err("there is a secret_access_key but no access_key".to_owned()),
-        (None, None) if options.ambient.is_empty() && !is_aws(host) => {
-            Err("there are no keys: `kloset-mount config repository set NAME access_key KEY` and \
-             `... secret_access_key -`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public \
-             bucket set allow_anonymous to true"
-                .to_owned())
-        }
-        (None, None) => Ok(with_ambient(builder, options)),
+        (Some(_), None, _) => Err("there is an access_key but no secret_access_key".to_owned()),
+        (None, Some(_), _) => Err("there is a secret_access_key but no access_key".to_owned()),
+        (None, None, Some(ambient)) => Ok(Keys::found(in_region(ambient, host, options), client.clone())),
+        (None, None, None) => Err("there are no keys".to_owned()),
     }
 }
 
-fn with_ambient(mut builder: AmazonS3Builder, options: &S3Options) -> AmazonS3Builder {
-    for (name, value) in &options.ambient {
-        let known = AMBIENT_VARIABLES.contains(&name.as_str());
-        let key = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>();
-        if let (true, Ok(key)) = (known, key) {
-            builder = builder.with_config(key, value);
-        }
-    }
-    builder
-}
-
-fn text(secret: &Secret, what: &str) -> Result<String, String> {
-    let text = secret.text().ok_or_else(|| format!("the {what} is not text"))?;
-    Ok(text.to_owned())
+fn is_loopback(host: &str) -> bool {
+    let address = host.parse::<std::net::IpAddr>();
+    host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn retry(options: &S3Options) -> RetryConfig {
@@ -275,55 +302,11 @@ fn retry(options: &S3Options) -> RetryConfig {
     }
 }
 
-pub(crate) fn client(options: &S3Options) -> ClientOptions {
-    ClientOptions::new()
-        .with_allow_http(!options.use_tls)
-        .with_connect_timeout(options.connect_timeout)
-        .with_timeout(options.request_timeout)
-        .with_pool_idle_timeout(POOL_IDLE)
-}
-
-fn is_aws(host: &str) -> bool {
-    host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
-}
-
-/// Hosts that name their region: what stands before and after it.
-const REGION_IN_HOST: [(&str, &str); 17] = [
-    ("s3.dualstack.", ".amazonaws.com"),
-    ("s3.", ".amazonaws.com.cn"),
-    ("s3.", ".amazonaws.com"),
-    ("s3-", ".amazonaws.com"),
-    ("s3.", ".scw.cloud"),
-    ("s3.", ".backblazeb2.com"),
-    ("s3.", ".wasabisys.com"),
-    ("s3.", ".io.cloud.ovh.net"),
-    ("s3.", ".io.cloud.ovh.us"),
-    ("s3.", ".perf.cloud.ovh.net"),
-    ("s3.", ".cloud.ovh.net"),
-    ("", ".digitaloceanspaces.com"),
-    ("", ".your-objectstorage.com"),
-    ("", ".linodeobjects.com"),
-    ("sos-", ".exo.io"),
-    ("s3.", ".storage.cloud.it"),
-    ("oos.", ".outscale.com"),
-];
-
-/// The region to sign for.
+/// The region to sign for until the store names another.
 pub(crate) fn region_of(host: &str, options: &S3Options) -> String {
-    let named = || {
-        REGION_IN_HOST
-            .iter()
-            .filter_map(|(before, after)| host.strip_prefix(before)?.strip_suffix(after))
-            .find(|region| !region.is_empty() && !region.contains('.'))
-    };
-    if let Some(region) = &options.region {
-        return region.clone();
-    }
-    if host.ends_with(".r2.cloudflarestorage.com") || host == "storage.googleapis.com" {
-        return "auto".to_owned();
-    }
-    let fallback = options.region_fallback.as_deref();
-    named().or(fallback).unwrap_or("us-east-1").to_owned()
+    let named = providers::of_host(host).and_then(|(_, region)| region);
+    let region = options.region.as_deref().or(named).or(options.region_fallback.as_deref());
+    region.unwrap_or("us-east-1").to_owned()
 }
 
 #[cfg(test)]
@@ -356,10 +339,60 @@ mod tests {
     }
 
     #[track_caller]
+    fn check_line(line: &str, expected: (&str, &str, &str, &str, &str)) {
+        let StoreLocation::S3 { host, port, bucket, prefix } = line.parse().unwrap() else { panic!("{line}") };
+        let (at, options) = (Bucket { host: &host, port, bucket: &bucket, prefix: &prefix }, S3Options::default());
+        let (endpoint, is_virtual) = endpoint(&at, &options).unwrap();
+        let addressing = if is_virtual { "virtual" } else { "path" };
+        let found = (endpoint.as_str(), at.bucket, at.prefix, &*region_of(&host, &options), addressing);
+        assert_eq!(found, expected, "{line}");
+    }
+
+    #[test]
+    fn every_line_of_the_connector_page_says_endpoint_bucket_prefix_region_and_addressing() {
+        let aws = ("https://b.s3.eu-west-3.amazonaws.com", "b", "a/k", "eu-west-3", "virtual");
+        check_line("s3://s3.eu-west-3.amazonaws.com/b/a/k", aws);
+        let dots = ("https://s3.eu-west-3.amazonaws.com", "b.example.org", "", "eu-west-3", "path");
+        check_line("s3://s3.eu-west-3.amazonaws.com/b.example.org", dots);
+        check_line("s3://s3.amazonaws.com/b", ("https://b.s3.amazonaws.com", "b", "", "us-east-1", "virtual"));
+        check_line("s3://localhost:9000/b", ("https://localhost:9000", "b", "", "us-east-1", "path"));
+        check_line("s3://[::1]:9000/b/p", ("https://[::1]:9000", "b", "p", "us-east-1", "path"));
+        for (host, region) in [
+            ("s3.fr-par.scw.cloud", "fr-par"),
+            ("s3.us-east-005.backblazeb2.com", "us-east-005"),
+            ("cellar-c2.services.clever-cloud.com", "us-east-1"),
+            ("storage.googleapis.com", "auto"),
+            ("rgw.example.com:7480", "us-east-1"),
+            ("s3.scality.example.com", "us-east-1"),
+            ("s3.eu-central-2.wasabisys.com", "eu-central-2"),
+            ("s3.gra.io.cloud.ovh.net", "gra"),
+            ("garage.example.com:3900", "us-east-1"),
+            ("abc.r2.cloudflarestorage.com", "auto"),
+            ("fsn1.your-objectstorage.com", "fsn1"),
+        ] {
+            let line = format!("s3://{host}/my-bucket/some/prefix");
+            check_line(&line, (&format!("https://{host}"), "my-bucket", "some/prefix", region, "path"));
+        }
+    }
+
+    #[test]
+    fn addressing_and_the_path_of_the_endpoint_are_followed() {
+        let at = Bucket { host: "gate.example.com", port: Some(8443), bucket: "b.c", prefix: "" };
+        let options = |addressing| S3Options { addressing, endpoint_path: "s3/v1".to_owned(), ..S3Options::default() };
+        let path = url(&at, &options(Addressing::Path)).unwrap();
+        assert_eq!(path, "https://gate.example.com:8443/s3/v1/b.c");
+        let named = url(&at, &options(Addressing::Virtual)).unwrap();
+        assert_eq!(named, "https://b.c.gate.example.com:8443/s3/v1");
+        let by_address = Bucket { host: "::1", ..at };
+        assert!(url(&by_address, &options(Addressing::Virtual)).unwrap_err().contains("address ::1"));
+    }
+
+    #[track_caller]
     fn refusal(options: &S3Options) -> String {
         let at = Bucket { host: "localhost", port: Some(9000), bucket: "b", prefix: "" };
         let store = "s3://localhost:9000/b".into();
-        open(&at, options, &store, &Arc::default(), &Limits::default()).unwrap_err().to_string()
+        let opened = open(&at, options, &store, &Arc::default(), &Limits::default());
+        opened.err().unwrap().to_string()
     }
 
     #[test]
@@ -367,5 +400,13 @@ mod tests {
         assert!(refusal(&S3Options::default()).contains("there are no keys"));
         let half = S3Options { access_key: Some("K".to_owned()), ..S3Options::default() };
         assert!(refusal(&half).contains("no secret_access_key"));
+        let encryption = Encryption {
+            customer_key: Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into()),
+            ..Encryption::default()
+        };
+        let clear = S3Options { use_tls: false, allow_anonymous: true, encryption, ..S3Options::default() };
+        let at = Bucket { host: "h.example.com", port: None, bucket: "b", prefix: "" };
+        let opened = open(&at, &clear, &"s3://h.example.com/b".into(), &Arc::default(), &Limits::default());
+        assert!(opened.err().unwrap().to_string().contains("not over plain HTTP"));
     }
 }

@@ -36,6 +36,7 @@ mod programs;
 mod prune;
 mod repair;
 mod repair_cli;
+mod providers;
 mod requests;
 mod restore;
 mod resume;

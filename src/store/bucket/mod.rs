@@ -2,7 +2,7 @@
 //!
 //! [`super::Store`] keeps a kloset's own objects, whose names we choose. Here keys are whatever they are: `a//b`, `/a`,
 //! `a/`, `a` beside `a/b`, none of which `object_store` can name. Keys, signatures and the HTTP client are those of the
-//! store (`s3`, `http`), failures are judged as its are (`answer`). Promises that a listing is complete, that what is read
+//! store (`s3`, `sign`, `http`), failures are judged as its are (`answer`). Promises that a listing is complete, that what is read
 //! in parts is one object, and that no answer is longer than its reader allows. It does not know what becomes of objects.
 
 mod listing;
@@ -15,12 +15,12 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, header};
-use object_store::client::HttpConnector;
 
 use super::counts::Counters;
 use super::error::{Place, StoreError};
 use super::http::parse_date;
 use super::limit::{self, Limits};
+use super::sign::Signer;
 use super::{S3Options, StoreCounts, StoreLocation, answer, s3};
 use listing::Page;
 use request::{Reply, Request, Sender};
@@ -35,6 +35,7 @@ const PAGE_BYTES_MAX: u64 = 16 << 20;
 #[derive(Clone)]
 pub struct Bucket {
     sender: Arc<Sender>,
+    signer: Arc<Signer>,
     location: StoreLocation,
     prefix: String,
     description: Arc<str>,
@@ -80,19 +81,17 @@ impl Bucket {
         let at = s3::Bucket { host, port: *port, bucket, prefix };
         let limits = Limits::new(options.rates);
         let options = &s3::patient(options, &limits);
-        let connector = s3::connector(options, &counters, &limits);
-        let http = connector.connect(&s3::client(options)).map_err(|error| failed(error.to_string()))?;
-        let signing = s3::open_bucket(&at, options, &description, &counters, &limits)?;
+        let connector = s3::connector(&at, options, &counters, &limits).map_err(failed)?;
+        let url = s3::url(&at, options).map_err(failed)?;
         let sender = Sender {
-            http,
-            credentials: (!options.allow_anonymous).then(|| signing.credentials().clone()),
-            region: s3::region_of(host, options),
-            url: s3::url(&at, options),
+            http: connector.connect().map_err(failed)?,
+            url,
             retries_max: options.retries_max,
             retry_budget: options.retry_budget,
         };
         Ok(Self {
             sender: sender.into(),
+            signer: connector.signer,
             location: location.clone(),
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
             description,
@@ -112,6 +111,12 @@ impl Bucket {
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// The region that the bucket's server named, where it is another than was said.
+    #[must_use]
+    pub fn learned_region(&self) -> Option<String> {
+        self.signer.learned_region()
     }
 
     /// What was asked of this bucket and its clones so far.

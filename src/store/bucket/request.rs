@@ -1,14 +1,13 @@
-//! One signed request to a bucket, repeated until it is answered or its time is up.
+//! One request to a bucket, repeated until it is answered or its time is up.
 //!
-//! Signs with `object_store`'s keys and signature, sends through the client below it and tells failures in its words, so
-//! that they are judged as all others. Each attempt is signed anew. It does not know what a request is for.
+//! Sends through the client that signs (`sign`) and tells failures in the words of `object_store`, so that they are judged
+//! as all others. It does not know what a request is for.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use http::{HeaderMap, Method, StatusCode};
-use object_store::aws::{AwsAuthorizer, AwsCredentialProvider};
 use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody};
 use tokio::time::Instant;
 
@@ -52,9 +51,6 @@ pub(super) struct Reply {
 /// Sends requests to one bucket.
 pub(super) struct Sender {
     pub(super) http: HttpClient,
-    /// Signs; without, requests go out as they are.
-    pub(super) credentials: Option<AwsCredentialProvider>,
-    pub(super) region: String,
     /// The bucket's URL, without a slash at its end.
     pub(super) url: String,
     pub(super) retries_max: usize,
@@ -87,8 +83,8 @@ impl Sender {
     }
 
     async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
-        let signed = self.signed(request).await.map_err(|error| Failure { error, again: false })?;
-        let response = self.http.execute(signed).await.map_err(broken)?;
+        let built = self.built(request).map_err(|error| Failure { error, again: false })?;
+        let response = self.http.execute(built).await.map_err(broken)?;
         let (parts, body) = response.into_parts();
         let (status, is_expected) = (parts.status.as_u16(), request.expects.contains(&parts.status.as_u16()));
         if parts.status.is_success() {
@@ -105,7 +101,7 @@ impl Sender {
         Err(Failure { error: refusal(parts.status, &said), again })
     }
 
-    async fn signed(&self, request: &Request<'_>) -> Result<HttpRequest, object_store::Error> {
+    fn built(&self, request: &Request<'_>) -> Result<HttpRequest, object_store::Error> {
         let mut url = self.url.clone();
         url.push('/');
         encode(request.key.unwrap_or_default(), true, &mut url);
@@ -115,15 +111,11 @@ impl Sender {
             url.push('=');
             encode(value, false, &mut url);
         }
-        let mut signed = HttpRequest::new(HttpRequestBody::from(request.body.clone()));
-        *signed.method_mut() = request.method.clone();
-        *signed.uri_mut() = url.parse().map_err(|error| other(format!("{url:?} is no URL: {error}")))?;
-        *signed.headers_mut() = request.headers.clone();
-        if let Some(credentials) = &self.credentials {
-            let credential = credentials.get_credential().await?;
-            AwsAuthorizer::new(&credential, "s3", &self.region).try_authorize(&mut signed, None)?;
-        }
-        Ok(signed)
+        let mut built = HttpRequest::new(HttpRequestBody::from(request.body.clone()));
+        *built.method_mut() = request.method.clone();
+        *built.uri_mut() = url.parse().map_err(|error| other(format!("{url:?} is no URL: {error}")))?;
+        *built.headers_mut() = request.headers.clone();
+        Ok(built)
     }
 }
 

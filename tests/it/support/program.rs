@@ -45,6 +45,14 @@ pub(crate) struct Program {
 impl Program {
     /// Makes a kloset and a source of `files` under their names, and backs it up.
     pub(crate) fn new(files: &[(&str, &[u8])]) -> Program {
+        Program::over(files, S3Server::start)
+    }
+
+    /// The same over a server of one's own.
+    pub(crate) fn over(
+        files: &[(&str, &[u8])],
+        start: impl FnOnce(&S3ServerOptions<'_>) -> io::Result<S3Server>,
+    ) -> Program {
         let home = tempfile::tempdir().unwrap();
         let options = S3ServerOptions {
             folder: &home.path().join("s3"),
@@ -53,7 +61,7 @@ impl Program {
             secret_key: SECRET_KEY,
             port: 0,
         };
-        let server = S3Server::start(&options).unwrap();
+        let server = start(&options).unwrap();
         let gate = Gate::to(server.port);
         let program = Program { gate, _server: server, home };
         fs::create_dir(program.at("mnt")).unwrap();
