@@ -17,7 +17,7 @@ use super::super::pack::{self, PACK_BYTES_MAX};
 use super::objects::{Fetched, fetch, is_ours};
 use super::packs::{PACKS_AT_ONCE, UNDER_WAY_KIB, room_kib};
 use super::report::{CheckReport, Counts, Notes, damage};
-use super::{CheckProgress, CheckStage, Monitor, NoteKind, Part, Subset, Trouble};
+use super::{CheckProgress, CheckStage, Monitor, NoteKind, Subset, Trouble};
 use crate::cpu::Cpu;
 use crate::store::{Store, StoreError};
 
@@ -42,6 +42,32 @@ pub async fn check_seals(
     options: &SealsOptions,
     monitor: Monitor<'_>,
 ) -> Result<CheckReport, RepoError> {
+    let (mut report, mut packs) = list(store).await?;
+    report.part = options.subset.map(|subset| subset.part(options.unix_ms, report.counts.bytes));
+    packs.retain(|(id, _)| !options.whole.contains(id) && report.part.is_none_or(|part| part.holds(*id)));
+    let total = packs.len() as u64;
+    let under_way = Semaphore::new(UNDER_WAY_KIB as usize);
+    let verdicts = futures::stream::iter(packs).map(|(id, bytes)| {
+        let room = under_way.acquire_many(room_kib(bytes));
+        async move { (id, room.await, look_at(store, cpu, id).await) }
+    });
+    let mut verdicts = verdicts.buffer_unordered(PACKS_AT_ONCE);
+    let (mut done, mut bytes) = (0, 0);
+    while let Some((id, room, verdict)) = verdicts.next().await {
+        let (length, problem) = verdict?;
+        drop(room);
+        (done, bytes) = (done + 1, bytes + length);
+        let whole = problem.is_none().then_some(id);
+        monitor(CheckProgress { stage: CheckStage::Packs, done, total, bytes, whole });
+        report.damaged.extend(problem.map(|p| damage(id.to_string(), Trouble { problem: p, ..Trouble::default() })));
+    }
+    (report.counts.packs_read, report.counts.bytes_read) = (done, bytes);
+    report.damaged.sort_unstable_by(|a, b| a.object.cmp(&b.object));
+    Ok(report)
+}
+
+/// Lists the packs with their lengths, and begins the report with what else is there.
+async fn list(store: &Store) -> Result<(CheckReport, Vec<(PackId, u64)>), RepoError> {
     match store.get(layout::HEADER, HEADER_BYTES_MAX).await {
         Err(StoreError::NotFound { .. } | StoreError::NoFolder { .. }) => {
             return Err(RepoError::NoKloset(store.description().to_owned()));
@@ -53,31 +79,13 @@ pub async fn check_seals(
         if let Some(id) = layout::parse_pack(&object.name) {
             (counts.packs, counts.bytes) = (counts.packs + 1, counts.bytes + object.bytes);
             packs.push((id, object.bytes));
-        } else if layout::parse_slot(&object.name).is_none() && !is_ours(&object.name) {
+        } else if layout::parse_slot(&object.name).is_some() {
+            counts.key_slots += 1;
+        } else if !is_ours(&object.name) {
             notes.add(NoteKind::Foreign, &object.name, object.bytes);
         }
     }
-    let part = options.subset.map(|subset| subset.part(options.unix_ms, counts.bytes));
-    packs.retain(|(id, _)| !options.whole.contains(id) && part.is_none_or(|part: Part| part.holds(*id)));
-    let total = packs.len() as u64;
-    let mut damaged = Vec::new();
-    let under_way = Semaphore::new(UNDER_WAY_KIB as usize);
-    let verdicts = futures::stream::iter(packs).map(|(id, bytes)| {
-        let room = under_way.acquire_many(room_kib(bytes));
-        async move { (id, room.await, look_at(store, cpu, id).await) }
-    });
-    let mut verdicts = verdicts.buffer_unordered(PACKS_AT_ONCE);
-    while let Some((id, room, verdict)) = verdicts.next().await {
-        let (bytes, problem) = verdict?;
-        drop(room);
-        (counts.packs_read, counts.bytes_read) = (counts.packs_read + 1, counts.bytes_read + bytes);
-        let whole = problem.is_none().then_some(id);
-        let (done, bytes) = (counts.packs_read, counts.bytes_read);
-        monitor(CheckProgress { stage: CheckStage::Packs, done, total, bytes, whole });
-        damaged.extend(problem.map(|problem| damage(id.to_string(), Trouble { problem, ..Trouble::default() })));
-    }
-    damaged.sort_unstable_by(|a, b| a.object.cmp(&b.object));
-    Ok(CheckReport { counts, part, damaged, notes: notes.into_list() })
+    Ok((CheckReport { counts, notes: notes.into_list(), ..CheckReport::default() }, packs))
 }
 
 /// Fetches a pack; returns its length and what is wrong with it.

@@ -219,18 +219,6 @@ impl<'a> Mender<'a> {
         let corrected = SnapshotName { id: SnapshotId(self.work.repo.env.entropy.bytes()), ..name };
         let losses = std::mem::take(&mut self.losses);
         let counts = self.writer.counts();
-        let mut tags = manifest.tags.clone();
-        tags.retain(|tag| tag != CORRECTED_TAG);
-        tags.push(CORRECTED_TAG.to_owned());
-        let mut errors = manifest.errors.clone();
-        let room = ERRORS_MAX.saturating_sub(losses.errors.len());
-        errors.truncate(room);
-        errors.extend(losses.errors);
-        let mut bytes = 0;
-        errors.retain(|error| {
-            bytes += error.encoded_bytes();
-            bytes <= ERRORS_BYTES_MAX
-        });
         let summary = Summary {
             files: manifest.summary.files.saturating_sub(losses.files),
             bytes: manifest.summary.bytes.saturating_sub(losses.bytes),
@@ -239,20 +227,31 @@ impl<'a> Mender<'a> {
             bytes_stored: counts.bytes_stored,
             ..manifest.summary
         };
+        let others = manifest.tags.iter().filter(|tag| *tag != CORRECTED_TAG).cloned();
         let manifest = Manifest {
             id: corrected.id,
             program: concat!("kloset-mount ", env!("CARGO_PKG_VERSION")).into(),
-            tags,
+            tags: others.chain([CORRECTED_TAG.to_owned()]).collect(),
             parent: Some(name.id),
             root: root.into(),
             summary,
             index: self.writer.runs().to_vec(),
             incomplete: true,
             errors_total: manifest.errors_total + losses.total,
-            errors,
+            errors: bounded(losses.errors.into_iter().chain(manifest.errors.iter().cloned())),
             ..manifest.clone()
         };
         self.writer.commit(corrected, &manifest)?;
         Ok(corrected.id)
     }
+}
+
+/// Keeps as many errors as a manifest may hold.
+fn bounded(errors: impl Iterator<Item = SourceError>) -> Vec<SourceError> {
+    let mut bytes = 0;
+    let fits = |error: &SourceError| {
+        bytes += error.encoded_bytes();
+        bytes <= ERRORS_BYTES_MAX
+    };
+    errors.take(ERRORS_MAX).take_while(fits).collect()
 }
