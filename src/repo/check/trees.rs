@@ -143,6 +143,7 @@ impl Walk<'_> {
             Found::Node(node) => match &node.kind {
                 NodeKind::Directory(tree) => self.enter(tree, &mut hurt).await?,
                 _ => {
+                    Page::Leaf(vec![(**node).clone()]).for_each_pack(|pack| self.pack(pack).used = true);
                     self.path.truncate(self.path.len() - node.name.as_bytes().len() - 1);
                     self.node(node, &mut hurt).await?;
                 }
