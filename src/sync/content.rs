@@ -117,7 +117,7 @@ impl Transfer<'_> {
                     ahead_bytes += u64::from(chunks[ahead].bytes);
                     ahead += 1;
                 }
-                self.reader.prefetch_all(chunks[first..ahead].iter().filter(|chunk| self.has_to_read(chunk)), true);
+                self.prefetch(chunks[first..ahead].iter().filter(|chunk| self.has_to_read(chunk)));
             }
             ahead_bytes = ahead_bytes.saturating_sub(u64::from(chunk.bytes));
             self.copy_chunk(chunk, window)?;

@@ -211,7 +211,13 @@ impl<'a> Transfer<'a> {
             }
             level.ahead += 1;
         }
-        self.reader.prefetch_all(wanted, true);
+        self.prefetch(wanted);
+    }
+
+    /// Begins to fetch chunks of the source.
+    pub(super) fn prefetch<'b>(&self, chunks: impl IntoIterator<Item = &'b ChunkRef>) {
+        let _entered = self.sides.runtime.enter(); // what is begun is spawned there
+        self.reader.prefetch_all(chunks, true);
     }
 
     /// Decides what is done with the nodes of a page.
