@@ -41,7 +41,7 @@ impl Changing {
                 source.file(format!("f{folder}/sub/{file}.txt"), format!("{folder} {file}"));
             }
         }
-        for file in 0..2000 {
+        for file in 0..4200 {
             source.file(format!("many/{file:04}.dat"), "");
         }
         for round in 0..ROUNDS {
@@ -133,7 +133,7 @@ fn a_search_over_all_snapshots_finds_what_a_search_of_each_one_finds() {
     let changing = Changing::new();
     let all = changing.all();
     for (pattern, least) in
-        [("3.txt", 10), ("new*", ROUNDS), ("f1/**", 20), ("sub", 10), ("*.dat", 2000 + ROUNDS - 1), ("/nowhere", 0)]
+        [("3.txt", 10), ("new*", ROUNDS), ("f1/**", 20), ("sub", 10), ("*.dat", 4200 + ROUNDS - 1), ("/nowhere", 0)]
     {
         check(&changing, &all, pattern, least);
     }

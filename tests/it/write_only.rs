@@ -91,13 +91,13 @@ fn holds(memory: &[u8], key: &[u8; 32]) -> bool {
 
 /// Begins a backup that waits for its input, and reads the memory of the program meanwhile.
 fn memory_while_backing_up(local: &Local, key: &str) -> Vec<u8> {
-    let words = ["backup", "--stdin", "--stdin-filename", "/stream"];
+    let words = ["backup", "--stdin", "stream"];
     let mut child =
         local.command(key, &words).stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     input.write_all(&noise(9, 3_000_000)).unwrap();
     // More than a pipe holds has been taken: the kloset is open. A pack is put when enough has come.
-    input.write_all(&noise(10, 20_000_000)).unwrap();
+    input.write_all(&noise(10, 45_000_000)).unwrap();
     let packs = local.home.at("kloset/packs");
     until("a pack is stored", || fs::read_dir(&packs).is_ok_and(|mut all| all.next().is_some()));
     let memory = memory(child.id());
