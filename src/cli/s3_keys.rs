@@ -40,7 +40,7 @@ impl Places<'_> {
         }
         options.secret_access_key = secret.map(|found| found.value);
         options.session_token = token.map(|found| found.value);
-        options.read_again = self.has_changing_keys().then(|| self.read_again());
+        options.read_again = from.iter().any(|from| changes(from)).then(|| self.read_again());
         Ok(from)
     }
 
@@ -103,12 +103,6 @@ impl Places<'_> {
         }
     }
 
-    /// Files and commands give other keys when these have run out; values and variables do not.
-    fn has_changing_keys(&self) -> bool {
-        let changes = |from: String| !from.ends_with(": access_key") && !from.ends_with(": secret_access_key");
-        PARTS.iter().filter_map(|(key, ..)| self.origin_of(key)).any(changes)
-    }
-
     fn read_again(&self) -> ReadAgain {
         let (env, entry) = (self.env.clone(), self.entry.cloned());
         ReadAgain(Arc::new(move || {
@@ -123,6 +117,11 @@ impl Places<'_> {
             })
         }))
     }
+}
+
+/// Files and commands give other keys when these have run out; values and variables do not.
+fn changes(from: &str) -> bool {
+    from.starts_with("systemd credential") || from.ends_with("_file") || from.ends_with("_command")
 }
 
 fn text(found: &Found<Secret>) -> Result<String, CliError> {
