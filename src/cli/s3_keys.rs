@@ -40,48 +40,45 @@ impl Places<'_> {
         }
         options.secret_access_key = secret.map(|found| found.value);
         options.session_token = token.map(|found| found.value);
-        options.read_again = self.has_changing_keys().then(|| self.read_again());
+        options.read_again = from.iter().any(|from| changes(from)).then(|| self.read_again());
         Ok(from)
     }
 
-    /// Where the keys would be looked for, without a look: nothing is read and no command is run.
+    /// Where the keys are said, without a look at them: nothing is read and no command is run.
     pub(crate) fn s3_keys_from(&self) -> Vec<String> {
-        let from_variables = |own: bool| {
-            let names = PARTS.map(|(_, ours, aws)| if own { ours } else { aws });
-            names.into_iter().filter(|name| self.env.text(name).is_some()).map(str::to_owned)
-        };
-        let said: Vec<_> = PARTS.iter().filter_map(|(key, ..)| self.origin_of(key)).collect();
-        let is_whole = self.origin_of("access_key").is_some() && self.origin_of("secret_access_key").is_some();
-        match (said.is_empty(), self.profile()) {
-            (true, Some(_)) => Vec::new(),
-            _ if is_whole => said,
-            _ => {
-                let variables: Vec<_> = from_variables(true).collect();
-                match said.is_empty() && variables.is_empty() {
-                    true => from_variables(false).collect(),
-                    false => said.into_iter().chain(variables).collect(),
-                }
-            }
-        }
+        let variable = |name: &str| self.env.secret(name).map(|_| name.to_owned());
+        let (ours, aws) = (PARTS.map(|(_, ours, _)| variable(ours)), PARTS.map(|(.., aws)| variable(aws)));
+        let chosen = self.choose(PARTS.map(|(key, ..)| self.origin_of(key)), ours, aws);
+        // A token alone is none.
+        let has_key = chosen[0].is_some() || chosen[1].is_some();
+        chosen.into_iter().flatten().filter(|_| has_key).collect()
     }
 
-    /// The parts that are said somewhere, of one place, or of the config and our variables together.
+    /// The parts that are said somewhere.
     fn said(&self) -> Result<[Part; 3], CliError> {
         let variable = |name: &str| {
             let found = |value| Found { value, from: name.to_owned() };
             self.env.secret(name).map(found)
         };
         let [access_key, secret, token] = PARTS.map(|(key, ..)| self.own(key));
-        let (access_key, secret, token) = (access_key?, secret?, token?);
+        let (ours, aws) = (PARTS.map(|(_, ours, _)| variable(ours)), PARTS.map(|(.., aws)| variable(aws)));
+        Ok(self.choose([access_key?, secret?, token?], ours, aws))
+    }
+
+    /// Chooses among the parts of our own places, of our variables and of AWS's: those of the first two together, or all
+    /// of the third; none where a profile is named instead.
+    fn choose<T>(&self, own: [Option<T>; 3], ours: [Option<T>; 3], aws: [Option<T>; 3]) -> [Option<T>; 3] {
+        let [access_key, secret, token] = own;
         if access_key.is_none() && secret.is_none() && self.profile().is_some() {
-            return Ok([None, None, None]);
+            return [None, None, None];
         }
-        let [ours, aws] = [PARTS.map(|(_, ours, _)| variable(ours)), PARTS.map(|(.., aws)| variable(aws))];
         let [our_key, our_secret, our_token] = ours;
         // A token is of no use but with the secret that it came with.
         let token = if secret.is_some() { token } else { our_token };
-        let parts = [access_key.or(our_key), secret.or(our_secret), token];
-        Ok(if parts[0].is_none() && parts[1].is_none() { aws } else { parts })
+        match (access_key.or(our_key), secret.or(our_secret)) {
+            (None, None) => aws,
+            (access_key, secret) => [access_key, secret, token],
+        }
     }
 
     fn profile(&self) -> Option<String> {
@@ -106,12 +103,6 @@ impl Places<'_> {
         }
     }
 
-    /// Files and commands give other keys when these have run out; values and variables do not.
-    fn has_changing_keys(&self) -> bool {
-        let changes = |from: String| !from.ends_with(": access_key") && !from.ends_with(": secret_access_key");
-        PARTS.iter().filter_map(|(key, ..)| self.origin_of(key)).any(changes)
-    }
-
     fn read_again(&self) -> ReadAgain {
         let (env, entry) = (self.env.clone(), self.entry.cloned());
         ReadAgain(Arc::new(move || {
@@ -126,6 +117,11 @@ impl Places<'_> {
             })
         }))
     }
+}
+
+/// Files and commands give other keys when these have run out; values and variables do not.
+fn changes(from: &str) -> bool {
+    from.starts_with("systemd credential") || from.ends_with("_file") || from.ends_with("_command")
 }
 
 fn text(found: &Found<Secret>) -> Result<String, CliError> {

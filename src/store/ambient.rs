@@ -70,7 +70,7 @@ impl Ambient {
                     return Ok(AmbientKeys { pair, ends_unix_ms: found.expiry().and_then(unix_ms), from: place });
                 }
                 Err(none @ CredentialsError::CredentialsNotLoaded(_)) => {
-                    looked.push(format!("{place} ({})", brief(&none)))
+                    looked.push(format!("{place} ({})", brief(&none)));
                 }
                 Err(error) => return Err(KeysError(format!("there are no keys from {place}: {}", brief(&error)))),
             }

@@ -142,10 +142,11 @@ impl Answer {
         let wrong = ["PermanentRedirect", "IllegalLocationConstraintException"].contains(&self.code.as_str())
             || self.text.contains("unexpected scope")
             || self.text.contains("incorrectly configured region")
-            || (self.code == "AuthorizationHeaderMalformed" && self.message.contains("region"));
+            || (self.code == "AuthorizationHeaderMalformed"
+                && (self.message.contains("region") || !self.region.is_empty()));
         let expecting = || match between(&self.message, "expecting '", "'") {
             // Garage: unexpected scope: "…/us-east-1/s3/aws4_request", expected: "…/garage/s3/…"
-            "" => between(&self.message, "expected: ", " ").split('/').nth(1).unwrap_or(""),
+            "" => self.message.split_once("expected: ").and_then(|(_, scope)| scope.split('/').nth(1)).unwrap_or(""),
             region => region,
         };
         wrong.then(|| {

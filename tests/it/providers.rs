@@ -251,7 +251,7 @@ fn aws(asked: &Asked) -> Option<String> {
         ("POST", "/") => {
             let keys = "<AccessKeyId>K</AccessKeyId><SecretAccessKey>S</SecretAccessKey><SessionToken>T</SessionToken>";
             let keys = format!("<Credentials>{keys}<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>");
-            let user = "<AssumedRoleUser><AssumedRoleId>i</AssumedRoleId><Arn>a</Arn></AssumedRoleUser>";
+            let user = "<AssumedRoleUser><AssumedRoleId>i</AssumedRoleId><Arn>arn:aws:sts::1:assumed-role/r/s</Arn></AssumedRoleUser>";
             let name = "AssumeRoleWithWebIdentity";
             let body = format!("<{name}Response><{name}Result>{keys}{user}</{name}Result></{name}Response>");
             answer("200 OK", &body)
@@ -327,7 +327,8 @@ fn a_machine_without_keys_is_told_soon_where_was_looked() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let metadata = format!("http://{}", silent.local_addr().unwrap());
     let begun = Instant::now();
-    let output = case.run("store ping s3", &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata), ("AWS_PROFILE", "work")]);
+    let output =
+        case.run("store ping s3", &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata), ("AWS_PROFILE", "work")]);
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{told}");
