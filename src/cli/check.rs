@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::Global;
+use super::asked;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::names;
@@ -35,14 +36,17 @@ pub(crate) fn run(args: CheckArgs, global: &Global, out: &mut Output) -> Result<
     let checked = kloset.runtime.block_on(check(&kloset.repo, options, &|at| progress.tell(at)));
     drop(progress);
     let report = checked.map_err(|error| kloset.resolved.explain(error.into()))?;
+    let counts = kloset.repo.store.counts();
     if out.is_json() {
         let mut value = serde_json::to_value(&report).map_err(|error| CliError::failed(error.to_string()))?;
         value["message_type"] = "summary".into();
         value["is_damaged"] = report.is_damaged().into();
         value["read_data"] = options.read_data.into();
+        asked::add(&mut value, &counts);
         out.json(&value)?;
     } else {
         tell(&report, options, out)?;
+        asked::tell_again(&counts, out);
     }
     Ok(if report.is_damaged() { Exit::Damaged } else { Exit::Done })
 }

@@ -5,6 +5,7 @@
 
 mod alive;
 mod args;
+mod asked;
 mod background;
 mod backup;
 mod backup_report;

@@ -4,13 +4,15 @@
 //! user's data folder. Nothing is sent and no prompt is shown until asked. It does not know what is
 //! in a kloset.
 
+use std::time::Duration;
+
 use crate::store::{Rates, S3Options, Store, StoreLocation};
 
 use super::args::Global;
 use super::config::{Config, RepositoryEntry};
 use super::exit::CliError;
 use super::secret::{Ask, Found, Places, Unlock};
-use super::size::parse_rate;
+use super::size::{parse_rate, parse_retry_budget};
 
 /// A repository that was named, with all that the config says about it.
 #[derive(Clone, Debug)]
@@ -87,6 +89,7 @@ impl ResolvedRepository {
             }
         }
         s3.rates = rates(global, entry.as_ref())?;
+        s3.retry.budget = retry_budget(global, entry.as_ref())?.unwrap_or(s3.retry.budget);
         let name = entry.as_ref().map(|entry| entry.name.clone());
         Ok(ResolvedRepository { name, location, s3, entry })
     }
@@ -133,6 +136,17 @@ fn rates(global: &Global, entry: Option<&RepositoryEntry>) -> Result<Rates, CliE
     };
     let (up, down) = (global.args.limit_upload, global.args.limit_download);
     Ok(Rates { up: of(up, "limit_upload")?, down: of(down, "limit_download")? })
+}
+
+/// The time of the command line, else that of the config.
+fn retry_budget(global: &Global, entry: Option<&RepositoryEntry>) -> Result<Option<Duration>, CliError> {
+    let key = "retry_budget";
+    match entry.and_then(|entry| Some((entry, entry.text(key)?))) {
+        Some((entry, text)) if global.args.retry_budget.is_none() => {
+            parse_retry_budget(text).map(Some).map_err(|what| entry.wrong(key, &what))
+        }
+        _ => Ok(global.args.retry_budget),
+    }
 }
 
 fn follow_entry(s3: &mut S3Options, entry: &RepositoryEntry) -> Result<(), CliError> {

@@ -10,26 +10,29 @@ pub mod bucket;
 mod cache;
 mod counts;
 mod error;
+mod fetch;
 mod folder;
 mod http;
 mod limit;
 mod location;
 mod paced;
+mod retry;
 mod s3;
 mod secret;
+mod window;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt;
+use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use answer::{classify, is_range_refusal, refuses_condition};
+use answer::{classify, refuses_condition};
 use counts::Counters;
 use limit::Limits;
+use retry::Retries;
 
 pub use bucket::Bucket;
 pub use cache::{CacheKey, CacheOptions, DiskCache, DiskCacheCounts};
@@ -37,6 +40,7 @@ pub use counts::StoreCounts;
 pub use error::{Outage, Place, StoreError};
 pub use limit::{RATE_MIN, Rates};
 pub use location::{LocationError, StoreLocation};
+pub use retry::RetryOptions;
 pub use s3::{AMBIENT_VARIABLES, Addressing, S3Options};
 pub use secret::Secret;
 
@@ -53,6 +57,7 @@ pub struct Store {
     /// Puts are said to be done and are not.
     is_dry: bool,
     limits: Limits,
+    retries: Arc<Retries>,
     /// Objects are put whole, so that what is put has to wait here.
     puts_whole: bool,
 }
@@ -69,14 +74,22 @@ pub struct ObjectInfo {
 }
 
 impl Store {
-    /// Wraps an object store; `description` is shown in errors, e.g. `s3://host/bucket/prefix`.
+    /// Wraps an object store that is asked everything once; `description` is shown in errors, e.g. `s3://host/bucket/prefix`.
     pub fn new(inner: Arc<dyn ObjectStore>, description: String) -> Store {
         Store::with_counters(inner, description.into(), Arc::default())
     }
 
     fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
         let (plain_puts, limits) = (Arc::default(), Limits::default());
-        Store { inner, description, counters, plain_puts, cache: None, is_dry: false, limits, puts_whole: false }
+        let retries = Arc::new(Retries::never(counters.clone()));
+        let (cache, is_dry, puts_whole) = (None, false, false);
+        Store { inner, description, counters, plain_puts, cache, is_dry, limits, retries, puts_whole }
+    }
+
+    /// The same store, asked again where it fails; so is a bucket that is opened.
+    #[must_use]
+    pub fn with_retries(self, options: RetryOptions) -> Store {
+        Store { retries: Arc::new(Retries::new(options, self.counters.clone())), ..self }
     }
 
     /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
@@ -92,7 +105,8 @@ impl Store {
             }
         };
         let puts_whole = matches!(location, StoreLocation::Folder(_));
-        Ok(Store { limits, puts_whole, ..Store::with_counters(inner, description, counters) })
+        let store = Store { limits, puts_whole, ..Store::with_counters(inner, description, counters) };
+        Ok(store.with_retries(options.retry.clone()))
     }
 
     /// Opens a store to create a kloset in it: a missing folder is made, readable by its owner only.
@@ -129,41 +143,50 @@ impl Store {
     /// An object of that name with the same content counts as put: it is our own, whose answer was
     /// lost on the way. On return it is durable.
     pub async fn put_new(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
-        const ATTEMPTS_MAX: usize = 3; // one without the condition, one after a lost race
-        let at = || self.place("writing", name);
         let path = self.path("writing", name)?;
         if self.is_dry {
             return Ok(());
         }
-        let _slot = limit::slot(&self.limits.up).await;
+        self.counters.put(content.len());
+        let mut tries = self.retries.begin();
+        loop {
+            let outcome = {
+                let _slot = limit::slot(&self.limits.up).await;
+                let _turn = tries.turn().await;
+                self.put_once(name, &path, &content).await
+            };
+            if tries.judge(outcome).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn put_once(&self, name: &str, path: &Path, content: &Bytes) -> Result<(), StoreError> {
         if self.puts_whole {
             limit::pass(&self.limits.up, content.len()).await;
         }
-        self.counters.put(content.len());
-        for _ in 0..ATTEMPTS_MAX {
+        loop {
             let plain = self.plain_puts.load(Ordering::Relaxed);
-            if plain && let Some(same) = self.holds(name, &content).await? {
+            if plain && let Some(same) = self.holds(name, content).await? {
                 return if same { Ok(()) } else { Err(self.taken(name)) };
             }
-            let mode = if plain { PutMode::Overwrite } else { PutMode::Create };
-            let options = PutOptions::from(mode);
-            match self.inner.put_opts(&path, content.clone().into(), options).await {
+            let options = PutOptions::from(if plain { PutMode::Overwrite } else { PutMode::Create });
+            match self.inner.put_opts(path, content.clone().into(), options).await {
                 Ok(_) => return Ok(()),
                 Err(object_store::Error::AlreadyExists { .. }) => {
-                    match self.holds(name, &content).await? {
-                        Some(true) => return Ok(()),
-                        Some(false) => return Err(self.taken(name)),
-                        None => {} // two puts met and neither won: once more
-                    }
+                    return match self.holds(name, content).await? {
+                        Some(true) => Ok(()),
+                        Some(false) => Err(self.taken(name)),
+                        None => Err(self.contested(name)),
+                    };
                 }
                 Err(error) if !plain && refuses_condition(&error) => {
                     tracing::debug!(store = %self.description, "no create-if-absent, putting plainly");
                     self.plain_puts.store(true, Ordering::Relaxed);
                 }
-                Err(error) => return Err(classify(at(), error)),
+                Err(error) => return Err(classify(self.place("writing", name), error)),
             }
         }
-        Err(self.taken(name))
     }
 
     /// Reads a whole object of at most `bytes_max` bytes; a longer one is not buffered.
@@ -172,19 +195,6 @@ impl Store {
             Some(cache) => self.get_cached(cache, name, bytes_max).await,
             None => self.fetch(name, bytes_max).await,
         }
-    }
-
-    /// Reads a whole object from the store itself.
-    async fn fetch(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
-        let path = self.path("reading", name)?;
-        let _slot = limit::slot(&self.limits.down).await;
-        self.counters.get();
-        let result = self.inner.get_opts(&path, GetOptions::default()).await;
-        let result = result.map_err(|error| classify(self.place("reading", name), error))?;
-        if result.meta.size > bytes_max {
-            return Err(self.too_large(name, bytes_max));
-        }
-        self.collect(name, result, bytes_max).await
     }
 
     /// Reads a part of an object; a range over its end is cut there.
@@ -198,106 +208,24 @@ impl Store {
         }
     }
 
-    /// Reads a part of an object from the store itself.
-    async fn fetch_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let path = self.path("reading", name)?;
-        if range.start >= range.end {
-            return Ok(Bytes::new());
-        }
-        let _slot = limit::slot(&self.limits.down).await;
-        self.counters.get();
-        let options = GetOptions::new().with_range(Some(range.clone()));
-        match self.inner.get_opts(&path, options).await {
-            Ok(result) => self.collect(name, result, range.end - range.start).await,
-            Err(error) if is_range_refusal(&error) => match self.inner.head(&path).await {
-                Ok(meta) if meta.size <= range.start => Err(self.out_of_range(name, range.start, meta.size)),
-                _ => Err(classify(self.place("reading", name), error)),
-            },
-            Err(error) => Err(classify(self.place("reading", name), error)),
-        }
-    }
-
-    /// Lists all objects below a folder like `packs`, or everything for `""`, sorted by name.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        let path = self.path("listing", prefix)?;
-        self.counters.list();
-        let folder = (!prefix.is_empty()).then_some(&path);
-        let mut objects: Vec<ObjectInfo> = self
-            .inner
-            .list(folder)
-            .map_ok(|meta| ObjectInfo {
-                name: meta.location.to_string(),
-                bytes: meta.size,
-                modified_unix_ms: meta.last_modified.timestamp_millis(),
-            })
-            .try_collect()
-            .await
-            .map_err(|error| classify(self.place("listing", prefix), error))?;
-        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(objects)
-    }
-
     /// Deletes an object; one that is not there is deleted already.
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path("deleting", name)?;
         self.counters.delete();
-        match self.inner.delete(&path).await {
-            Ok(()) => Ok(()),
-            Err(error) => match classify(self.place("deleting", name), error) {
-                StoreError::NotFound { .. } => Ok(()),
-                error => Err(error),
-            },
-        }
-    }
-
-    /// Whether the object of that name has this content; `None` where there is none.
-    async fn holds(&self, name: &str, content: &Bytes) -> Result<Option<bool>, StoreError> {
-        match self.fetch(name, content.len() as u64).await {
-            Ok(found) => Ok(Some(found == *content)),
-            Err(StoreError::TooLarge { .. }) => Ok(Some(false)),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn collect(&self, name: &str, result: GetResult, bytes_max: u64) -> Result<Bytes, StoreError> {
-        let failed = |error| classify(self.place("reading", name), error);
-        let length = result.range.end - result.range.start;
-        if matches!(result.payload, GetResultPayload::File(..)) && length <= bytes_max {
-            // One read: as a stream a file comes 8 KiB at a time, each by a thread of its own.
-            let content = result.bytes().await.map_err(failed)?;
-            self.arrived(content.len()).await;
-            self.counters.received(content.len());
-            return Ok(content);
-        }
-        let expected = usize::try_from(length).unwrap_or(0);
-        let mut stream = result.into_stream();
-        let first = stream.try_next().await.map_err(failed)?.unwrap_or_default();
-        self.arrived(first.len()).await;
-        let mut rest = BytesMut::new();
-        while let Some(part) = stream.try_next().await.map_err(failed)? {
-            self.arrived(part.len()).await;
-            if rest.is_empty() {
-                rest.reserve(expected);
-                rest.extend_from_slice(&first);
+        let mut tries = self.retries.begin();
+        loop {
+            let outcome = {
+                let _turn = tries.turn().await;
+                self.inner.delete(&path).await.map_err(|error| classify(self.place("deleting", name), error))
+            };
+            let outcome = match outcome {
+                Err(StoreError::NotFound { .. }) => Ok(()),
+                outcome => outcome,
+            };
+            if tries.judge(outcome).await?.is_some() {
+                return Ok(());
             }
-            if (rest.len() + part.len()) as u64 > bytes_max {
-                return Err(self.too_large(name, bytes_max));
-            }
-            rest.extend_from_slice(&part);
         }
-        let content = if rest.is_empty() { first } else { rest.freeze() };
-        if content.len() as u64 > bytes_max {
-            return Err(self.too_large(name, bytes_max));
-        }
-        self.counters.received(content.len());
-        Ok(content)
-    }
-
-    /// Counts a part of an answer; waits until the next one may be taken.
-    async fn arrived(&self, bytes: usize) {
-        self.counters.passed(bytes);
-        limit::pass(&self.limits.down, bytes).await;
     }
 
     fn path(&self, operation: &'static str, name: &str) -> Result<Path, StoreError> {
@@ -311,6 +239,17 @@ impl Store {
 
     fn taken(&self, name: &str) -> StoreError {
         StoreError::AlreadyExists { name: name.to_owned(), store: self.description.clone() }
+    }
+
+    /// Two puts met and neither has won yet, or the store says so of what it does not show.
+    fn contested(&self, name: &str) -> StoreError {
+        let detail = "the store says that the object is there, and has none".to_owned();
+        self.unreachable("writing", name, Outage::Failing, detail)
+    }
+
+    fn unreachable(&self, operation: &'static str, name: &str, why: Outage, detail: String) -> StoreError {
+        let (at, source) = (Box::new(self.place(operation, name)), detail.clone().into());
+        StoreError::Unreachable { at, why, detail, source }
     }
 
     fn out_of_range(&self, name: &str, start: u64, bytes: u64) -> StoreError {

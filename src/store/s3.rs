@@ -1,4 +1,4 @@
-//! A bucket as an object store: endpoint, addressing, region, keys, retries.
+//! A bucket as an object store: endpoint, addressing, region, keys, time limits.
 //!
 //! Promises to send nothing while opening, to read nothing from the environment (the caller hands
 //! in values), and to use only what every S3-compatible server has: signed PUT, GET, ListObjectsV2,
@@ -17,6 +17,7 @@ use super::http::Connector;
 use super::limit::{Limit, Limits, Rates};
 use super::location::authority;
 use super::paced::PacedOptions;
+use super::retry::RetryOptions;
 use super::secret::Secret;
 
 /// How the bucket is named in a URL.
@@ -66,17 +67,16 @@ pub struct S3Options {
     /// `AWS_*` variables that say where a machine's own credentials come from (web identity,
     /// container); used without keys only. See [`AMBIENT_VARIABLES`].
     pub ambient: Vec<(String, String)>,
-    /// How often a request is repeated; by default time alone decides.
-    pub retries_max: usize,
-    /// How long after its start a request is still repeated; below 5 minutes, because a repeated
-    /// request keeps its signature.
-    pub retry_budget: Duration,
+    /// How long and how often something is asked again.
+    pub retry: RetryOptions,
     /// Time to connect.
     pub connect_timeout: Duration,
     /// Time for one attempt of one request, its body included.
     pub request_timeout: Duration,
-    /// Longest silence within an answer.
+    /// Longest silence before and within an answer.
     pub stall_timeout: Duration,
+    /// Longest time in which nothing of an upload is taken and no answer to it comes.
+    pub upload_stall_timeout: Duration,
     /// How fast content may go, to and from folders as well.
     pub rates: Rates,
 }
@@ -93,13 +93,15 @@ impl Default for S3Options {
             addressing: Addressing::Auto,
             allow_anonymous: false,
             ambient: Vec::new(),
-            retries_max: 10_000,
-            retry_budget: Duration::from_secs(120),
+            retry: RetryOptions::default(),
             connect_timeout: Duration::from_secs(10),
-            // 16 MiB at 1 Mbit/s take 134 s; peers that are gone are found by TCP in 30 s.
-            request_timeout: Duration::from_secs(300),
+            // 16 MiB at 5 kB/s. What stands still is found much sooner; this ends what drips.
+            request_timeout: Duration::from_secs(3600),
             // A third of what a mount waits: a dead connection leaves time for two others.
             stall_timeout: Duration::from_secs(20),
+            // The kernel holds up to 4 MiB of an upload: at 50 kB/s they take 84 s, in which we see nothing move. Peers that
+            // are gone are found by TCP in 30 s.
+            upload_stall_timeout: Duration::from_secs(120),
             rates: Rates::default(),
         }
     }
@@ -166,7 +168,7 @@ pub(crate) fn open_bucket(
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_disable_tagging(true)
         .with_disable_bulk_delete(true)
-        .with_retry(retry(options))
+        .with_retry(no_retry())
         .with_client_options(client(options))
         .with_http_connector(connector(options, counters, limits));
     let (endpoint, is_virtual) = endpoint(at, options);
@@ -191,10 +193,11 @@ pub(crate) fn connector(options: &S3Options, counters: &Arc<Counters>, limits: &
         use_tls: options.use_tls,
         connect_timeout: options.connect_timeout,
         request_timeout: options.request_timeout,
+        stall_timeout: options.upload_stall_timeout,
         pool_idle: POOL_IDLE,
     };
-    let paced = limits.up.clone().map(|limit| (limit, paced));
-    Connector { stall_timeout: options.stall_timeout, counters: counters.clone(), paced }
+    let uploads = (paced, limits.up.clone());
+    Connector { stall_timeout: options.stall_timeout, counters: counters.clone(), uploads }
 }
 
 /// The URL of the bucket itself.
@@ -261,18 +264,9 @@ fn text(secret: &Secret, what: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn retry(options: &S3Options) -> RetryConfig {
-    RetryConfig {
-        // Each pause is drawn from the first to `base` times the one before: with less than 3 they do not grow. The
-        // longest is how late the end of an outage is noticed.
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
-            base: 4.,
-        },
-        max_retries: options.retries_max,
-        retry_timeout: options.retry_budget,
-    }
+/// `object_store` sends each request once: whether it is sent again is decided above it, in one place.
+fn no_retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
 }
 
 pub(crate) fn client(options: &S3Options) -> ClientOptions {

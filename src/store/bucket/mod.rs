@@ -21,6 +21,7 @@ use super::counts::Counters;
 use super::error::{Place, StoreError};
 use super::http::parse_date;
 use super::limit::{self, Limits};
+use super::retry::Retries;
 use super::{S3Options, StoreCounts, StoreLocation, answer, s3};
 use listing::Page;
 use request::{Reply, Request, Sender};
@@ -40,6 +41,7 @@ pub struct Bucket {
     description: Arc<str>,
     counters: Arc<Counters>,
     limits: Limits,
+    retries: Arc<Retries>,
     /// Set once the server has refused create-if-absent.
     plain_puts: Arc<AtomicBool>,
 }
@@ -88,9 +90,8 @@ impl Bucket {
             credentials: (!options.allow_anonymous).then(|| signing.credentials().clone()),
             region: s3::region_of(host, options),
             url: s3::url(&at, options),
-            retries_max: options.retries_max,
-            retry_budget: options.retry_budget,
         };
+        let retries = Retries::new(options.retry.clone(), counters.clone());
         Ok(Self {
             sender: sender.into(),
             location: location.clone(),
@@ -98,6 +99,7 @@ impl Bucket {
             description,
             counters,
             limits,
+            retries: retries.into(),
             plain_puts: Arc::default(),
         })
     }
@@ -147,7 +149,7 @@ impl Bucket {
         query.extend((!self.prefix.is_empty()).then(|| ("prefix", self.prefix.clone())));
         query.extend(token.map(|token| ("continuation-token", token.to_owned())));
         let request = Request { key: None, query, bytes_max: PAGE_BYTES_MAX, ..Request::new(Method::GET, "") };
-        let reply = self.sender.send(&request).await.map_err(|error| self.failed("listing", "", error))?;
+        let reply = self.send("listing", "", &request).await?;
         let page = listing::parse(&reply.body).map_err(|problem| self.odd("listing", "", &problem))?;
         match page.objects.iter().find(|object| !object.key.starts_with(&self.prefix)) {
             Some(foreign) => Err(self.odd("listing", "", &format!("the listing has {:?} in it", foreign.key))),
@@ -185,7 +187,7 @@ impl Bucket {
             let etag = format!("\"{etag}\"").parse().map_err(|_| wrong("its entity tag is none"))?;
             request.headers.insert(header::IF_MATCH, etag);
         }
-        let reply = self.sender.send(&request).await.map_err(|error| self.failed("reading", key, error))?;
+        let reply = self.send("reading", key, &request).await?;
         if matches!(reply.status, PRECONDITION_FAILED | RANGE_NOT_SATISFIABLE) {
             return Ok(None);
         }
@@ -201,6 +203,20 @@ impl Bucket {
         match key.split('/').any(|part| matches!(part, "." | "..")) {
             true => Err(self.odd("asking for", key, "a part of its key is \".\" or \"..\", which no URL can hold")),
             false => Ok(()),
+        }
+    }
+
+    /// Sends a request until it is answered or given up.
+    async fn send(&self, operation: &'static str, key: &str, request: &Request<'_>) -> Result<Reply, StoreError> {
+        let mut tries = self.retries.begin();
+        loop {
+            let outcome = {
+                let _turn = tries.turn().await;
+                self.sender.send(request).await.map_err(|error| self.failed(operation, key, error))
+            };
+            if let Some(reply) = tries.judge(outcome).await? {
+                return Ok(Reply { repeats: tries.repeats(), ..reply });
+            }
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod kloset;
 pub(crate) mod looked;
 pub(crate) mod mounted;
 pub(crate) mod program;
+pub(crate) mod quirky;
 pub(crate) mod random;
 pub(crate) mod s3;
 pub(crate) mod scratch;
