@@ -9,7 +9,7 @@ use kloset_mount::store::{Rates, RetryOptions, S3Options, Store, StoreError};
 
 use crate::support::kloset::{Kloset, SMALL, runtime, secret};
 use crate::support::quirky::{Fault, Quirks, Quirky};
-use crate::support::random::{noise, size};
+use crate::support::random::noise;
 use crate::support::stores::Operation;
 use crate::support::tree::{Source, assert_same, set_mode};
 
@@ -22,7 +22,7 @@ fn a_kloset_lives_on_servers_of_every_kind() {
         Quirks { refuses_new_headers: true, ..plain },
         Quirks { refuses_trailers: true, ..plain },
         Quirks { wrong_etags: true, ..plain },
-        Quirks { at_once_max: Some(1), ..plain },
+        Quirks { at_once_max: Some(2), ..plain },
     ];
     for quirks in kinds {
         eprintln!("{quirks:?}");
@@ -103,14 +103,8 @@ fn what_fails_for_a_while_is_done_all_the_same_and_counted() {
         let expected = if fault == Fault::ResetAfter { 1.. } else { times as u64.. };
         assert!(expected.contains(&counts.http_retries), "{operation:?} {fault:?}: {counts:?}");
         assert_eq!(counts.slow_downs, if fault == Fault::SlowDown { 3 } else { 0 }, "{operation:?} {fault:?}");
-        drop_outside(server);
     };
     runtime().block_on(futures::future::join_all(faults().map(|(operation, fault)| trial(operation, fault))));
-}
-
-/// A runtime must not end in a task of another.
-fn drop_outside(server: Quirky) {
-    std::thread::spawn(move || drop(server)).join().unwrap();
 }
 
 #[test]
@@ -120,23 +114,14 @@ fn what_fails_for_good_is_told_with_its_object_and_nothing_hangs_past_its_limit(
         let store = filled(&server).await;
         server.order(operation, "", fault, usize::MAX);
         let begun = Instant::now();
-        let outcome = ask(&store, operation).await;
-        // What is put and deleted is there and gone though nobody says so: a put finds its object.
-        let is_done = operation == Operation::Put && fault == Fault::ResetAfter;
-        match outcome {
-            Ok(()) => assert!(is_done, "{operation:?} {fault:?}"),
-            Err(error) => {
-                assert!(!is_done, "{operation:?} {fault:?}: {error}");
-                assert!(matches!(error, StoreError::Unreachable { .. }), "{operation:?} {fault:?}: {error}");
-                let told = error.to_string();
-                assert!(told.contains("packs") && told.contains("asked again"), "{operation:?} {fault:?}: {told}");
-            }
-        }
+        let error = ask(&store, operation).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unreachable { .. }), "{operation:?} {fault:?}: {error}");
+        let told = error.to_string();
+        assert!(told.contains("packs") && told.contains("asked again"), "{operation:?} {fault:?}: {told}");
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(size(10, 4)), "{operation:?} {fault:?}: {took:?}");
+        assert!(took < Duration::from_secs(15), "{operation:?} {fault:?}: {took:?}");
         server.heal();
         ask(&store, Operation::List).await.unwrap();
-        drop_outside(server);
     };
     runtime().block_on(futures::future::join_all(faults().map(|(operation, fault)| trial(operation, fault))));
 }
@@ -152,9 +137,9 @@ fn what_broke_off_goes_on_where_it_was() {
         server.order(Operation::Get, "", Fault::Truncate, 6);
         assert_eq!(store.get("packs/z", BYTES as u64).await.unwrap(), noise(2, BYTES));
         assert_eq!(store.counts().bytes_passed - before, BYTES as u64, "no byte comes twice");
-        // Ten in pages of two, the third of which breaks off: five pages and one more.
+        // Ten in pages of two, the second of which breaks off: five pages and that one.
         server.asked();
-        server.order(Operation::List, "", Fault::Truncate, 1);
+        server.order(Operation::List, "continuation-token", Fault::Truncate, 1);
         assert_eq!(store.list("packs").await.unwrap().len(), 10);
         assert_eq!(server.asked(), 6);
     });
@@ -168,7 +153,7 @@ fn an_upload_that_nobody_reads_is_given_up_and_one_that_is_slow_is_not() {
         server.order(Operation::Put, "", Fault::Stall, 1);
         let (begun, content) = (Instant::now(), Bytes::from(noise(3, 24 << 20)));
         store.put_new("packs/large", content.clone()).await.unwrap();
-        assert!(begun.elapsed() > Duration::from_millis(400));
+        assert!(begun.elapsed() > Duration::from_millis(500));
         assert_eq!((store.counts().http_retries, store.get("packs/large", 24 << 20).await.unwrap()), (1, content));
 
         let rates = Rates { up: Some(128 << 10), down: None };

@@ -66,13 +66,13 @@ pub(crate) enum Fault {
     ResetAfter,
     /// Its body is not read, it is not done and there is no answer.
     Stall,
-    /// It is done, and the answer stops in the middle.
+    /// It is done, and the answer stops before its end.
     StallInBody,
-    /// It is done, and the connection is closed in the middle of the answer.
+    /// It is done, and the connection is closed before the end of the answer.
     Truncate,
 }
 
-/// A fault for so many requests of a kind whose key has that in it.
+/// A fault for so many requests of a kind that have that in their key or query.
 struct Order {
     operation: Operation,
     key: &'static str,
@@ -93,7 +93,7 @@ struct State {
 pub(crate) struct Quirky {
     pub(crate) port: u16,
     state: Arc<State>,
-    _runtime: Runtime,
+    runtime: Option<Runtime>,
     _folder: tempfile::TempDir,
 }
 
@@ -114,13 +114,14 @@ impl Quirky {
             etags: AtomicU64::new(0),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         runtime.spawn(accept(listener, state.clone()));
-        Quirky { port, state, _runtime: runtime, _folder: folder }
+        Quirky { port, state, runtime: Some(runtime), _folder: folder }
     }
 
-    /// Orders a fault for the next requests of a kind whose key has `key` in it.
+    /// Orders a fault for the next requests of a kind that have `key` in their key or query.
     pub(crate) fn order(&self, operation: Operation, key: &'static str, fault: Fault, times: usize) {
         self.state.orders.lock().unwrap().push_back(Order { operation, key, fault, times });
     }
@@ -139,16 +140,16 @@ impl Quirky {
         format!("s3://127.0.0.1:{}/bucket/kloset", self.port).parse().unwrap()
     }
 
-    /// Options with short limits: a silence is one after 0.4 s, and after a second and a half it is enough.
+    /// Options with short limits: a silence is one after half a second, and after two it is enough.
     pub(crate) fn options(&self) -> S3Options {
         S3Options {
             access_key: Some(KEYS.0.to_owned()),
             secret_access_key: Some(KEYS.1.into()),
             use_tls: false,
-            stall_timeout: Duration::from_millis(400),
-            upload_stall_timeout: Duration::from_millis(400),
+            stall_timeout: Duration::from_millis(500),
+            upload_stall_timeout: Duration::from_millis(500),
             retry: RetryOptions {
-                budget: Duration::from_millis(1500),
+                budget: Duration::from_secs(2),
                 pause_first: Duration::from_millis(10),
                 entropy: Entropy::seeded(7),
                 ..RetryOptions::default()
@@ -173,7 +174,15 @@ impl Quirky {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<State>) {
+impl Drop for Quirky {
+    fn drop(&mut self) {
+        // Requests that stall are not waited for.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+async fn accept(listener: std::net::TcpListener, state: Arc<State>) {
+    let listener = TcpListener::from_std(listener).unwrap();
     while let Ok((socket, _)) = listener.accept().await {
         let state = state.clone();
         tokio::spawn(async move {
@@ -213,7 +222,7 @@ impl State {
         let answer = self.service.call(request.map(Body::from)).await.map_err(|_| Closed::other("no answer"))?;
         match fault {
             Some(Fault::ResetAfter) => Err(Closed::other("reset")),
-            Some(fault) => Ok(half(answer, fault).await),
+            Some(fault) => Ok(cut(answer, fault).await),
             None => Ok(self.tagged(answer)),
         }
     }
@@ -261,7 +270,7 @@ impl State {
             _ => Operation::Get,
         };
         let mut orders = self.orders.lock().unwrap();
-        let fits = |order: &&mut Order| order.operation == operation && request.uri().path().contains(order.key);
+        let fits = |order: &&mut Order| order.operation == operation && request.uri().to_string().contains(order.key);
         let order = orders.iter_mut().find(fits)?;
         let fault = order.fault;
         order.times -= 1;
@@ -283,12 +292,12 @@ fn refused(status: u16, code: &str) -> Response<Body> {
     Response::builder().status(status).body(Body::from(text)).unwrap()
 }
 
-/// An answer that says how long it is and comes to its middle only.
-async fn half(answer: Response<Body>, fault: Fault) -> Response<Body> {
+/// An answer that says how long it is and does not come to its end.
+async fn cut(answer: Response<Body>, fault: Fault) -> Response<Body> {
     let (mut parts, body) = answer.into_parts();
     let content = BodyExt::collect(body).await.unwrap().to_bytes();
     parts.headers.insert("content-length", content.len().into());
-    let first = Ok(Frame::data(content.slice(..content.len() / 2)));
+    let first = Ok(Frame::data(content.slice(..content.len() * 15 / 16)));
     let end = async move {
         if fault == Fault::StallInBody {
             std::future::pending::<Infallible>().await;
