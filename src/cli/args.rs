@@ -5,13 +5,15 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use super::env::Environment;
-use super::size::parse_rate;
+use super::size::{parse_rate, parse_retry_budget};
 use super::{
-    archive, backup, cat, check, config_cmd, create, diff, find, forget, info, key, ls, mount, prune, repair, restore, rewrite, status, sync, systemd, tag, umount, versions, words,
+    archive, backup, cat, check, config_cmd, create, diff, find, forget, info, key, ls, mount, prune, repair, restore,
+    rewrite, status, sync, systemd, tag, umount, versions, words,
 };
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
@@ -58,6 +60,9 @@ pub(crate) struct GlobalArgs {
     /// The most that is fetched from the store in a second, as in 5MiB.
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_rate)]
     pub(crate) limit_download: Option<u64>,
+    /// How long requests to a store that fails are repeated [300].
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_retry_budget)]
+    pub(crate) retry_budget: Option<Duration>,
     /// Writes the result as JSON, one value a line.
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -2,6 +2,7 @@
 
 use indicatif::HumanBytes;
 
+use super::asked;
 use super::exit::{CliError, Exit};
 use super::lacks;
 use super::names::safe;
@@ -76,9 +77,8 @@ fn as_json(report: &BackupReport, counts: &StoreCounts) -> serde_json::Value {
         "error_list": lacks::list(manifest, b""),
         "vanished": report.vanished,
         "changed_while_read": report.changed,
-        "requests": counts.requests(),
-        "retries": counts.http_retries,
     });
+    asked::add(&mut value, counts);
     match report.outcome {
         Outcome::Saved => value["snapshot_id"] = report.name.id.to_string().into(),
         Outcome::Unchanged => value["unchanged"] = true.into(),
@@ -108,11 +108,8 @@ fn as_text(report: &BackupReport) -> String {
 /// What it cost, beyond what is stored.
 fn cost(report: &BackupReport, counts: &StoreCounts) -> String {
     let new = HumanBytes(report.manifest.summary.bytes_new);
-    let retries = match counts.http_retries {
-        0 => String::new(),
-        retries => format!(", {retries} of them again"),
-    };
-    format!("{new} of content were new; {} requests{retries} in {:.1} s", counts.requests(), seconds(report))
+    let again = asked::again(counts);
+    format!("{new} of content were new; {} requests{again} in {:.1} s", counts.requests(), seconds(report))
 }
 
 fn seconds(report: &BackupReport) -> f64 {

@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::Global;
+use super::asked;
 use super::checked::Checked;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
@@ -23,6 +24,7 @@ use crate::repo::check::{
     self, CheckOptions, CheckProgress, CheckReport, CheckStage, Damage, SealsOptions, Subset, check,
 };
 use crate::repo::layout::SnapshotName;
+use crate::store::StoreCounts;
 
 /// How often a log gets a line.
 const LOG_EVERY: Duration = Duration::from_secs(30);
@@ -85,7 +87,7 @@ pub(crate) fn run(args: CheckArgs, global: &Global, out: &mut Output) -> Result<
         (true, None) => "all content read".to_owned(),
         (false, _) => "content not read: use --read-data".to_owned(),
     };
-    tell_all(&report, &Told { how, skipped, reads, is_seals: false }, out)
+    tell_all(&report, &Told { how, skipped, reads, is_seals: false, counts: kloset.repo.store.counts() }, out)
 }
 
 /// Finds the snapshots that were named, and their paths.
@@ -119,7 +121,7 @@ fn check_seals(args: &CheckArgs, global: &Global, out: &mut Output) -> Result<Ex
     checked.end();
     let part = report.part.map_or_else(|| "all of them".to_owned(), |part| part.to_string());
     let how = format!("digests of {part}; index, snapshots and what is missing take a key to check");
-    tell_all(&report, &Told { how, skipped, reads: true, is_seals: true }, out)
+    tell_all(&report, &Told { how, skipped, reads: true, is_seals: true, counts: store.counts() }, out)
 }
 
 /// How the check was made.
@@ -129,6 +131,7 @@ struct Told {
     skipped: usize,
     reads: bool,
     is_seals: bool,
+    counts: StoreCounts,
 }
 
 fn tell_all(report: &CheckReport, told: &Told, out: &mut Output) -> Result<Exit, CliError> {
@@ -139,9 +142,11 @@ fn tell_all(report: &CheckReport, told: &Told, out: &mut Output) -> Result<Exit,
         value["read_data"] = (told.reads && !told.is_seals).into();
         value["seals_only"] = told.is_seals.into();
         value["packs_known_whole"] = told.skipped.into();
+        asked::add(&mut value, &told.counts);
         out.json(&value)?;
     } else {
         tell(report, told, out)?;
+        asked::tell_again(&told.counts, out);
     }
     Ok(if report.is_damaged() { Exit::Damaged } else { Exit::Done })
 }

@@ -16,7 +16,7 @@ use super::exit::CliError;
 use super::retention::NamedPolicy;
 
 /// Everything that may be said about a repository.
-pub(crate) const KEYS: [&str; 33] = [
+pub(crate) const KEYS: [&str; 34] = [
     "location",
     "access_key",
     "access_key_file",
@@ -46,6 +46,7 @@ pub(crate) const KEYS: [&str; 33] = [
     "allow_anonymous",
     "limit_upload",
     "limit_download",
+    "retry_budget",
     "passphrase",
     "passphrase_file",
     "passphrase_command",

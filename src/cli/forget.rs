@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::args::Global;
+use super::asked;
 use super::cache::CacheArgs;
 use super::config::Config;
 use super::exit::{CliError, Exit};
@@ -85,7 +86,9 @@ pub(crate) fn run(args: ForgetArgs, global: &Global, out: &mut Output) -> Result
         (forgotten, failure) = (done.names, done.failure);
     }
     if out.is_json() {
-        out.json(&plan_json(&plan, &args, &forgotten))?;
+        let mut value = plan_json(&plan, &args, &forgotten);
+        asked::add(&mut value, &kloset.repo.store.counts());
+        out.json(&value)?;
     }
     if refused {
         return Err(would_empty(&plan));
@@ -94,6 +97,7 @@ pub(crate) fn run(args: ForgetArgs, global: &Global, out: &mut Output) -> Result
         return Err(kloset.resolved.explain(stopped(&error, forgotten.len(), plan.names.len())));
     }
     tell_end(&plan, args.apply, out)?;
+    asked::tell_again(&kloset.repo.store.counts(), out);
     Ok(if plan.damaged.is_empty() || plan.by_name { Exit::Done } else { Exit::Damaged })
 }
 

@@ -6,6 +6,7 @@
 mod alive;
 mod archive;
 mod args;
+mod asked;
 mod background;
 mod backup;
 mod backup_report;

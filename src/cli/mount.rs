@@ -114,8 +114,8 @@ pub(crate) fn run(args: MountArgs, global: &Global, out: &mut Output) -> Result<
     args.show.or(&options.show).denied()?;
     let global = &options.over(global)?;
     let mut resolved = ResolvedRepository::resolve(global)?;
-    // A request is repeated for as long as somebody may be waiting for it.
-    resolved.s3.retry_budget = resolved.s3.retry_budget.max(args.timeout(&options));
+    // It is asked again for as long as somebody may be waiting for it.
+    resolved.s3.retry.budget = resolved.s3.retry.budget.max(args.timeout(&options));
     // Before anybody is asked for a passphrase.
     fs::mount::check(mountpoint, resolved.folder())?;
     let is_child = background::is_child(global);

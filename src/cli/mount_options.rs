@@ -64,7 +64,7 @@ pub(crate) enum Refresh {
 
 /// The longest age: a day.
 const REFRESH_SECONDS_MAX: u64 = 24 * 3600;
-/// The longest wait: a request that is repeated keeps its signature, which some stores accept for five minutes.
+/// The longest wait: whoever waits longer takes the mount for dead.
 const TIMEOUT_SECONDS_MAX: u64 = 240;
 
 impl Refresh {

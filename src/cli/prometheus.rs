@@ -133,6 +133,7 @@ impl Metrics {
             ("changed_files", "Files that changed whenever they were read.", report.changed),
             ("requests", "Requests to the store.", counts.requests()),
             ("retries", "Requests to the store that failed and were sent again.", counts.http_retries),
+            ("slow_downs", "Requests that the store answered with the wish for fewer.", counts.slow_downs),
         ] {
             self.add(&format!("kloset_backup_{name}"), help, value);
         }

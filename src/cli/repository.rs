@@ -4,6 +4,8 @@
 //! user's data folder. Nothing is sent and no prompt is shown until asked. It does not know what is
 //! in a kloset.
 
+use std::time::Duration;
+
 use crate::store::{Rates, S3Options, Store, StoreLocation};
 
 use super::args::Global;
@@ -12,7 +14,7 @@ use super::config_file::change;
 use super::exit::CliError;
 use super::s3_options;
 use super::secret::{Ask, Found, OtherSecretArgs, Places, Unlock};
-use super::size::parse_rate;
+use super::size::{parse_rate, parse_retry_budget};
 
 /// Where a repository is.
 #[derive(Clone, Debug)]
@@ -93,6 +95,7 @@ impl ResolvedRepository {
             }
         }
         s3.rates = rates(global, entry.as_ref())?;
+        s3.retry.budget = retry_budget(global, entry.as_ref())?.unwrap_or(s3.retry.budget);
         let name = entry.as_ref().map(|entry| entry.name.clone());
         Ok(ResolvedRepository { name, location, s3, entry })
     }
@@ -177,4 +180,15 @@ fn rates(global: &Global, entry: Option<&RepositoryEntry>) -> Result<Rates, CliE
     };
     let (up, down) = (global.args.limit_upload, global.args.limit_download);
     Ok(Rates { up: of(up, "limit_upload")?, down: of(down, "limit_download")? })
+}
+
+/// The time of the command line, else that of the config.
+fn retry_budget(global: &Global, entry: Option<&RepositoryEntry>) -> Result<Option<Duration>, CliError> {
+    let key = "retry_budget";
+    match entry.and_then(|entry| Some((entry, entry.text(key)?))) {
+        Some((entry, text)) if global.args.retry_budget.is_none() => {
+            parse_retry_budget(text).map(Some).map_err(|what| entry.wrong(key, &what))
+        }
+        _ => Ok(global.args.retry_budget),
+    }
 }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
 
 use super::args::Global;
+use super::asked;
 use super::buckets::{self, Bucket};
 use super::cache::CacheArgs;
 use super::exit::{CliError, Exit};
@@ -20,6 +21,7 @@ use crate::monitor::Monitor;
 use crate::restore::{
     self, BucketRestoreOptions, RestoreError, RestoreOptions, RestoreReport, restore, restore_to_bucket,
 };
+use crate::store::StoreCounts;
 
 /// Paths told to people before the rest is only counted.
 const PATHS_TOLD: usize = 20;
@@ -95,7 +97,8 @@ pub(crate) fn run(args: RestoreArgs, global: &Global, out: &mut Output) -> Resul
     progress.finish();
     let report =
         report.map_err(|error| explain(&kloset, bucket.as_ref().map(|bucket| &bucket.resolved), error, out))?;
-    tell(&report, &options, out)?;
+    let counts = kloset.repo.store.counts();
+    tell(&report, &options, &counts, out)?;
     Ok(match report.damaged {
         0 if report.is_complete() => Exit::Done,
         0 => Exit::Error,
@@ -120,7 +123,12 @@ fn explain(kloset: &Kloset, bucket: Option<&ResolvedRepository>, error: RestoreE
     }
 }
 
-fn tell(report: &RestoreReport, options: &RestoreOptions, out: &mut Output) -> Result<(), CliError> {
+fn tell(
+    report: &RestoreReport,
+    options: &RestoreOptions,
+    counts: &StoreCounts,
+    out: &mut Output,
+) -> Result<(), CliError> {
     for failure in report.failures.iter().take(PATHS_TOLD) {
         out.warn(format_args!("not restored: \"{}\": {}", names::safe(&failure.path.0), failure.message));
     }
@@ -141,9 +149,11 @@ fn tell(report: &RestoreReport, options: &RestoreOptions, out: &mut Output) -> R
         value["message_type"] = "summary".into();
         value["snapshot_id"] = options.snapshot.id.to_string().into();
         value["dry_run"] = options.dry_run.into();
+        asked::add(&mut value, counts);
         return out.json(&value);
     }
     out.line(summary(report, &options.target, options.dry_run))?;
+    asked::tell_again(counts, out);
     for path in report.in_the_way.iter().take(PATHS_TOLD) {
         out.line(format_args!("there already: \"{}\"", names::safe(&path.0)))?;
     }

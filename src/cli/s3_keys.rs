@@ -242,7 +242,9 @@ mod tests {
         let flags = GlobalArgs::default();
         let asks = |location: &str, variables: &[(&'static str, &'static str)]| {
             let env = Environment::of(variables.iter().copied());
-            Places { flags: &flags, env: &env, entry: None, other: None }.ambient(&location.parse().unwrap()).asks_instance
+            Places { flags: &flags, env: &env, entry: None, other: None }
+                .ambient(&location.parse().unwrap())
+                .asks_instance
         };
         let (aws, own) = ("s3://s3.eu-west-3.amazonaws.com/b", "s3://minio.example.com/b");
         assert!(asks(aws, &[]) && !asks(own, &[]));

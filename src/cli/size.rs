@@ -1,6 +1,11 @@
-//! Sizes as people write them.
+//! Sizes, rates and times as people write them.
+
+use std::time::Duration;
 
 use crate::store::RATE_MIN;
+
+/// The longest time in which to ask again: a day.
+const RETRY_SECONDS_MAX: u64 = 24 * 3600;
 
 /// Bytes of a size like `128MiB`, `64M`, `1GiB` or `1048576`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
@@ -25,6 +30,14 @@ pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
     if rate < RATE_MIN { Err(format!("the slowest rate is {least}KiB, which is a second's worth")) } else { Ok(rate) }
 }
 
+/// How long something may fail before it is given up, in seconds.
+pub(crate) fn parse_retry_budget(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0..=RETRY_SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("write seconds, 0 to {RETRY_SECONDS_MAX}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +60,14 @@ mod tests {
         assert_eq!(parse_rate("16k"), Ok(RATE_MIN));
         for text in ["15k", "0", "5MiB/s"] {
             assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
+    #[test]
+    fn a_retry_budget_is_a_number_of_seconds_up_to_a_day() {
+        assert_eq!(parse_retry_budget("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_retry_budget("86400"), Ok(Duration::from_secs(86400)));
+        for text in ["", "86401", "-1", "5m", "1.5"] {
+            assert!(parse_retry_budget(text).is_err(), "{text}");
         }
     }
 }

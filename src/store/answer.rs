@@ -195,8 +195,15 @@ impl Answer {
         if self.status == Some(400) && self.text.contains("HTTPS") {
             return Some(Outage::PlainToTls); // what Go's and nginx' servers answer
         }
-        if matches!(self.status, Some(408 | 429 | 500..=599)) {
+        // Codes as well as statuses: S3 answers 400 to a connection that it waited on, and 200 before it fails.
+        let wants_fewer =
+            ["SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "ThrottlingException"];
+        if matches!(self.status, Some(429 | 503)) || wants_fewer.contains(&self.code.as_str()) {
             return Some(Outage::Busy);
+        }
+        let is_broken = ["InternalError", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict"];
+        if matches!(self.status, Some(408 | 500..=599)) || is_broken.contains(&self.code.as_str()) {
+            return Some(Outage::Failing);
         }
         let http = find::<HttpError>(error)?;
         let has = |words: &str| self.text.contains(words);
@@ -293,7 +300,9 @@ mod tests {
         check("403 Forbidden", "<Code>SignatureDoesNotMatch</Code>", "check secret_access_key");
         check("403 Forbidden", "", "check the keys");
         check("403 Forbidden", "<Code>RequestTimeTooSkewed</Code>", "the clock of this machine");
-        check("503 Slow Down", "<Code>SlowDown</Code><Message>m</Message>", "try again later");
+        check("503 Slow Down", "<Code>SlowDown</Code><Message>m</Message>", "is busy and stayed so: try again later");
+        check("500 Oops", "", "is broken and stayed so: try again later");
+        check("400 Bad Request", "<Code>RequestTimeout</Code>", "try again later");
         check("507 Full", "", "the store is full");
         let go = "Client sent an HTTP request to an HTTPS server.";
         check("400 Bad Request", go, "set NAME use_tls true");

@@ -23,8 +23,10 @@ pub struct StoreCounts {
     pub bytes_passed: u64,
     /// HTTP requests, pages and repeated ones included; zero for folders.
     pub http_requests: u64,
-    /// Those of them that failed so that they are sent again, as long as there is time.
+    /// Those of them that were sent again after a failure.
     pub http_retries: u64,
+    /// How often the store asked for fewer requests.
+    pub slow_downs: u64,
 }
 
 impl StoreCounts {
@@ -50,6 +52,7 @@ impl StoreCounts {
             bytes_passed: self.bytes_passed + other.bytes_passed,
             http_requests: self.http_requests + other.http_requests,
             http_retries: self.http_retries + other.http_retries,
+            slow_downs: self.slow_downs + other.slow_downs,
         }
     }
 }
@@ -67,6 +70,7 @@ pub(crate) struct Counters {
     bytes_passed: AtomicU64,
     http_requests: AtomicU64,
     http_retries: AtomicU64,
+    slow_downs: AtomicU64,
 }
 
 impl Counters {
@@ -107,8 +111,12 @@ impl Counters {
         Some(self.date_unix_ms.load(Ordering::Relaxed)).filter(|unix_ms| *unix_ms > 0)
     }
 
-    pub(crate) fn http_retry(&self) {
+    pub(crate) fn retry(&self) {
         self.http_retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn slow_down(&self) {
+        self.slow_downs.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self) -> StoreCounts {
@@ -123,6 +131,7 @@ impl Counters {
             bytes_passed: of(&self.bytes_passed),
             http_requests: of(&self.http_requests),
             http_retries: of(&self.http_retries),
+            slow_downs: of(&self.slow_downs),
         }
     }
 }

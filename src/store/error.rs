@@ -1,8 +1,8 @@
 //! What can go wrong between us and a store, by what a caller does differently.
 //!
 //! Every variant names the store, and the operation and object where there is one, keeps its
-//! source and says what to do. How a failure is judged is in `answer`. It does not print and does
-//! not retry.
+//! source and says what to do. How a failure is judged is in `answer`, whether it is worth asking
+//! again in `retry`. It does not print.
 
 use std::error::Error;
 use std::io;
@@ -45,13 +45,20 @@ pub enum Outage {
     PlainToTls,
     /// The certificate is not one this machine trusts for that name.
     Certificate,
-    /// The server says that it is busy or broken, still after all retries.
+    /// The server asks for fewer requests.
     Busy,
+    /// The server says that it is broken.
+    Failing,
     /// The connection broke.
     Broken,
 }
 
 impl Outage {
+    /// True for what may be over without anybody changing anything.
+    pub(crate) fn may_end(self) -> bool {
+        !matches!(self, Outage::TlsToPlain | Outage::PlainToTls | Outage::Certificate)
+    }
+
     fn advice(self) -> &'static str {
         match self {
             Outage::UnknownHost => "the host name is unknown: check the endpoint of the location and the network",
@@ -69,7 +76,8 @@ impl Outage {
                 "its certificate is not trusted: check the host name, or name the file of its authority: \
                  `kloset-mount config repository set NAME ca_file FILE`"
             }
-            Outage::Busy => "the server is busy or broken and stayed so: try again later",
+            Outage::Busy => "the server is busy and stayed so: try again later",
+            Outage::Failing => "the server is broken and stayed so: try again later",
             Outage::Broken => "the connection broke: check the network and try again",
         }
     }
@@ -201,5 +209,29 @@ impl StoreError {
     /// True where the object is not there, which some callers expect.
     pub fn is_not_found(&self) -> bool {
         matches!(self, StoreError::NotFound { .. })
+    }
+
+    /// Why there was no answer that means anything, if that is the failure.
+    pub(crate) fn outage(&self) -> Option<Outage> {
+        match self {
+            StoreError::Unreachable { why, .. } => Some(*why),
+            _ => None,
+        }
+    }
+
+    /// What failed and how, in few words and without advice.
+    pub(crate) fn brief(&self) -> String {
+        match self {
+            StoreError::Unreachable { at, detail, .. } => format!("{at}: {detail}"),
+            error => error.to_string(),
+        }
+    }
+
+    /// Adds how often and for how long it was asked again.
+    pub(crate) fn after(mut self, repeats: usize, failing: std::time::Duration) -> StoreError {
+        if let (1.., StoreError::Unreachable { detail, .. }) = (repeats, &mut self) {
+            detail.push_str(&format!("; asked again {repeats} times, {:.0} s long", failing.as_secs_f64()));
+        }
+        self
     }
 }

@@ -1,22 +1,19 @@
-//! The HTTP client below S3: one connection pool for reads, one for writes.
+//! The HTTP clients below S3: one pool of connections for reads, one for writes.
 //!
-//! Sits between `object_store`, which retries, and the network, below who signs (`sign`), and corrects what is
-//! retried. It promises: a broken `PUT` is sent again (all our names are random and puts are
-//! create-if-absent, so that is safe); what cannot get better (501, TLS against a plain port, a
-//! certificate not trusted) is not retried for minutes; a store that never answered is given up
-//! soon; after a silence, reads go on over new connections only, since what killed one has mostly
-//! killed all. It does not know S3's meaning of anything.
+//! Sits between `object_store` and the network, below who signs (`sign`). It promises: each request is sent once and
+//! counted; whoever is silent for too long is given up, in the middle of an answer or of an upload too; and from then on
+//! requests go over new connections only, since what killed one has mostly killed all. Two answers are corrected. Whether
+//! something is asked again is decided above (`retry`). It does not know S3's meaning of anything.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use http_body_util::BodyExt;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
 };
 
-use super::answer::{chain_text, is_tls_to_plain};
 use super::client::ClientOptions;
 use super::counts::Counters;
 use super::limit::Limit;
@@ -30,6 +27,8 @@ pub(crate) struct Connector {
     pub(crate) stall_timeout: Duration,
     /// Counts every request that is sent, repeated ones as well.
     pub(crate) counters: Arc<Counters>,
+    /// An upload is given up after that long without a piece taken.
+    pub(crate) upload_stall_timeout: Duration,
     /// The limit of uploads.
     pub(crate) paced: Option<Arc<Limit>>,
     /// What the clients are like.
@@ -37,9 +36,6 @@ pub(crate) struct Connector {
     /// Signs what they send.
     pub(crate) signer: Arc<Signer>,
 }
-
-/// A store that has not answered once is not worth minutes: a wrong port shows after about a second.
-const CONNECTS_BEFORE_FIRST_ANSWER_MAX: u32 = 4;
 
 impl HttpConnector for Connector {
     /// Makes a client by our own options; `object_store`'s know no client certificates.
@@ -51,42 +47,77 @@ impl HttpConnector for Connector {
 impl Connector {
     /// Makes a client that signs.
     pub(crate) fn connect(&self) -> Result<HttpClient, String> {
-        let read_options = ClientOptions { stall_timeout: Some(self.stall_timeout), ..self.client.clone() };
-        let reads = Pool { client: HttpClient::new(read_options.client()?), generation: 0 };
-        Ok(self.signer.over(HttpClient::new(Service {
-            reads: Mutex::new(reads),
-            read_options,
-            writes: self.writes()?,
+        let reads = ClientOptions { stall_timeout: Some(self.stall_timeout), ..self.client.clone() };
+        let writes = Maker::Writes {
+            client: self.client.clone(),
+            stall_timeout: self.upload_stall_timeout,
+            limit: self.paced.clone(),
             counters: self.counters.clone(),
-            answered: AtomicBool::new(false),
-            failed_connects: AtomicU32::new(0),
-        })))
-    }
-
-    fn writes(&self) -> Result<HttpClient, String> {
-        let client = self.client.client()?;
-        Ok(match &self.paced {
-            None => HttpClient::new(client),
-            Some(limit) => HttpClient::new(Paced::new(client, limit.clone(), self.counters.clone())),
-        })
+        };
+        let service = Service {
+            reads: Pool::new(Maker::Reads(reads))?,
+            writes: Pool::new(writes)?,
+            counters: self.counters.clone(),
+        };
+        Ok(self.signer.over(HttpClient::new(service)))
     }
 }
 
 #[derive(Debug)]
 struct Service {
-    reads: Mutex<Pool>,
-    read_options: ClientOptions,
-    writes: HttpClient,
+    reads: Arc<Pool>,
+    writes: Arc<Pool>,
     counters: Arc<Counters>,
-    answered: AtomicBool,
-    failed_connects: AtomicU32,
 }
 
-/// The connections for reads, and how often they were replaced.
-#[derive(Clone, Debug)]
+/// The connections of one direction, and how often they were replaced.
+#[derive(Debug)]
 struct Pool {
-    client: HttpClient,
-    generation: u64,
+    maker: Maker,
+    current: Mutex<(HttpClient, u64)>,
+}
+
+/// Makes a client without connections.
+#[derive(Debug)]
+enum Maker {
+    Reads(ClientOptions),
+    Writes { client: ClientOptions, stall_timeout: Duration, limit: Option<Arc<Limit>>, counters: Arc<Counters> },
+}
+
+impl Maker {
+    fn client(&self) -> Result<HttpClient, String> {
+        Ok(match self {
+            Maker::Reads(options) => HttpClient::new(options.client()?),
+            Maker::Writes { client, stall_timeout, limit, counters } => {
+                HttpClient::new(Paced::new(client.client()?, *stall_timeout, limit.clone(), counters.clone()))
+            }
+        })
+    }
+}
+
+impl Pool {
+    fn new(maker: Maker) -> Result<Arc<Pool>, String> {
+        let current = Mutex::new((maker.client()?, 0));
+        Ok(Arc::new(Pool { maker, current }))
+    }
+
+    fn current(&self) -> (HttpClient, u64) {
+        self.current.lock().expect("no panic while held").clone()
+    }
+
+    /// Leaves the connections of `generation` to whoever waits on them and begins with none, if that was a silence: who asks
+    /// again must not find another dead one in the pool and wait as long again.
+    fn see(&self, error: &HttpError, generation: u64) {
+        if error.kind() != HttpErrorKind::Timeout {
+            return;
+        }
+        let mut current = self.current.lock().expect("no panic while held");
+        if current.1 == generation
+            && let Ok(client) = self.maker.client()
+        {
+            *current = (client, generation + 1);
+        }
+    }
 }
 
 impl HttpService for Service {
@@ -96,69 +127,27 @@ impl HttpService for Service {
         Self: 'f,
     {
         Box::pin(async move {
-            let is_put = request.method().as_str() == "PUT";
             self.counters.http_request();
-            let reads = self.reads.lock().expect("no panic while held").clone();
-            let client = if is_put { &self.writes } else { &reads.client };
-            let outcome = match client.execute(request).await {
+            let pool = if request.method().as_str() == "PUT" { &self.writes } else { &self.reads };
+            let (client, generation) = pool.current();
+            match client.execute(request).await {
                 Ok(response) => {
-                    self.answered.store(true, Ordering::Relaxed);
                     date(&response).into_iter().for_each(|unix_ms| self.counters.dated(unix_ms));
-                    Ok(correct_answer(response))
+                    let pool = pool.clone();
+                    let watched = move |body: HttpResponseBody| {
+                        HttpResponseBody::new(body.map_err(move |error| {
+                            pool.see(&error, generation);
+                            error
+                        }))
+                    };
+                    Ok(correct_answer(response).map(watched))
                 }
                 Err(error) => {
-                    if !is_put && error.kind() == HttpErrorKind::Timeout {
-                        self.replace_reads(reads.generation);
-                    }
-                    Err(self.correct_error(error, is_put))
+                    pool.see(&error, generation);
+                    Err(error)
                 }
-            };
-            if is_repeated(&outcome) {
-                self.counters.http_retry();
             }
-            outcome
         })
-    }
-}
-
-impl Service {
-    /// Leaves the connections of `generation` to whoever waits on them and begins with none: a retry must not find
-    /// another dead one in the pool and wait as long again.
-    fn replace_reads(&self, generation: u64) {
-        let mut reads = self.reads.lock().expect("no panic while held");
-        if reads.generation == generation
-            && let Ok(client) = self.read_options.client()
-        {
-            *reads = Pool { client: HttpClient::new(client), generation: generation + 1 };
-        }
-    }
-
-    fn correct_error(&self, error: HttpError, is_put: bool) -> HttpError {
-        let text = chain_text(&error);
-        let hopeless = is_tls_to_plain(&text) || text.contains("certificate") || self.is_given_up(&error);
-        let kind = match error.kind() {
-            HttpErrorKind::Connect if hopeless => HttpErrorKind::Unknown,
-            HttpErrorKind::Timeout | HttpErrorKind::Interrupted if is_put => HttpErrorKind::Request,
-            _ => return error,
-        };
-        HttpError::new(kind, error)
-    }
-
-    fn is_given_up(&self, error: &HttpError) -> bool {
-        error.kind() == HttpErrorKind::Connect
-            && !self.answered.load(Ordering::Relaxed)
-            && self.failed_connects.fetch_add(1, Ordering::Relaxed) + 1 >= CONNECTS_BEFORE_FIRST_ANSWER_MAX
-    }
-}
-
-/// Tells whether `object_store` sends a request again that came out like this: what we leave to it, it repeats but for
-/// deletions that were broken off.
-fn is_repeated(outcome: &Result<HttpResponse, HttpError>) -> bool {
-    const REQUEST_TIMEOUT: u16 = 408;
-    const TOO_MANY_REQUESTS: u16 = 429;
-    match outcome {
-        Ok(response) => matches!(response.status().as_u16(), REQUEST_TIMEOUT | TOO_MANY_REQUESTS | 500..=599),
-        Err(error) => !matches!(error.kind(), HttpErrorKind::Unknown | HttpErrorKind::Decode),
     }
 }
 
@@ -173,13 +162,13 @@ pub(super) fn parse_date(text: &str) -> Option<i64> {
     Some(date.as_millisecond())
 }
 
-/// Replaces two statuses on which `object_store` does the wrong thing.
+/// Replaces two statuses that do not say enough.
 fn correct_answer(mut response: HttpResponse) -> HttpResponse {
     const METHOD_NOT_ALLOWED: u16 = 405;
     const BAD_REQUEST: u16 = 400;
     let status = response.status().as_u16();
     if status == 501 {
-        // Not implemented stays so: all other 5xx are worth a retry, this is not.
+        // Not implemented stays so: all other 5xx are worth asking again, this is not.
         set_status(&mut response, METHOD_NOT_ALLOWED);
     }
     if status == 301 || status == 307 {

@@ -13,6 +13,7 @@ mod cache;
 mod client;
 mod counts;
 mod error;
+mod fetch;
 mod folder;
 mod http;
 mod keys;
@@ -20,26 +21,27 @@ mod limit;
 mod location;
 mod paced;
 mod providers;
+mod retry;
 mod s3;
 mod secret;
 mod sign;
 mod sse;
+mod window;
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt};
+use bytes::Bytes;
+use futures::StreamExt;
 use object_store::path::Path;
-use object_store::{
-    Attribute, Attributes, GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-};
+use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use answer::{classify, is_range_refusal, refuses_condition};
+use answer::{classify, refuses_condition};
 use counts::Counters;
 use limit::Limits;
+use retry::Retries;
 use sign::Signer;
 
 pub use ambient::Ambient;
@@ -51,9 +53,13 @@ pub use error::{Outage, Place, StoreError};
 pub use keys::{KeyPair, ReadAgain};
 pub use limit::{RATE_MIN, Rates};
 pub use location::{LocationError, StoreLocation};
+pub use retry::RetryOptions;
 pub use s3::{Addressing, S3Options, ambient_keys_from};
 pub use secret::Secret;
 pub use sse::{Encryption, KINDS as ENCRYPTION_KINDS};
+
+/// Objects deleted at once.
+const DELETIONS: usize = 16;
 
 /// A bucket with a prefix, or a folder. Clones share connections and counters.
 #[derive(Clone, Debug)]
@@ -70,6 +76,7 @@ pub struct Store {
     /// Objects that are not listed.
     hidden: Arc<HashSet<String>>,
     limits: Limits,
+    retries: Arc<Retries>,
     /// Objects are put whole, so that what is put has to wait here.
     puts_whole: bool,
     /// Signs what is sent to a bucket.
@@ -90,13 +97,14 @@ pub struct ObjectInfo {
 }
 
 impl Store {
-    /// Wraps an object store; `description` is shown in errors, e.g. `s3://host/bucket/prefix`.
+    /// Wraps an object store that is asked everything once; `description` is shown in errors, e.g. `s3://host/bucket/prefix`.
     pub fn new(inner: Arc<dyn ObjectStore>, description: String) -> Store {
         Store::with_counters(inner, description.into(), Arc::default())
     }
 
     fn with_counters(inner: Arc<dyn ObjectStore>, description: Arc<str>, counters: Arc<Counters>) -> Store {
         let (plain_puts, limits) = (Arc::default(), Limits::default());
+        let retries = Arc::new(Retries::never(counters.clone()));
         Store {
             inner,
             description,
@@ -106,10 +114,17 @@ impl Store {
             is_dry: false,
             hidden: Arc::default(),
             limits,
+            retries,
             puts_whole: false,
             signer: None,
             content_class: None,
         }
+    }
+
+    /// The same store, asked again where it fails; so is a bucket that is opened.
+    #[must_use]
+    pub fn with_retries(self, options: RetryOptions) -> Store {
+        Store { retries: Arc::new(Retries::new(options, self.counters.clone())), ..self }
     }
 
     /// Opens a store for what is there already. Sends nothing to a bucket; a folder must exist.
@@ -117,19 +132,20 @@ impl Store {
         let description: Arc<str> = location.to_string().into();
         let counters: Arc<Counters> = Arc::default();
         let limits = Limits::new(options.rates);
-        match location {
+        let store = match location {
             StoreLocation::Folder(folder) => {
                 let inner = folder::open(folder, &description)?;
-                Ok(Store { limits, puts_whole: true, ..Store::with_counters(inner, description, counters) })
+                Store { limits, puts_whole: true, ..Store::with_counters(inner, description, counters) }
             }
             StoreLocation::S3 { host, port, bucket, prefix } => {
                 let at = s3::Bucket { host, port: *port, bucket, prefix };
                 let s3::Opened { objects, signer } = s3::open(&at, options, &description, &counters, &limits)?;
                 let content_class = options.storage_class.as_deref().map(Into::into);
                 let store = Store::with_counters(objects, description, counters);
-                Ok(Store { limits, signer: Some(signer), content_class, ..store })
+                Store { limits, signer: Some(signer), content_class, ..store }
             }
-        }
+        };
+        Ok(store.with_retries(options.retry.clone()))
     }
 
     /// Opens a store to create a kloset in it: a missing folder is made, readable by its owner only.
@@ -193,41 +209,56 @@ impl Store {
     }
 
     async fn put(&self, name: &str, content: Bytes, attributes: Attributes) -> Result<(), StoreError> {
-        const ATTEMPTS_MAX: usize = 3; // one without the condition, one after a lost race
-        let at = || self.place("writing", name);
         let path = self.path("writing", name)?;
         if self.is_dry {
             return Ok(());
         }
-        let _slot = limit::slot(&self.limits.up).await;
+        self.counters.put(content.len());
+        let mut tries = self.retries.begin();
+        loop {
+            let outcome = {
+                let _slot = limit::slot(&self.limits.up).await;
+                let _turn = tries.turn().await;
+                self.put_once((name, &path), &content, &attributes).await
+            };
+            if tries.judge(outcome).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn put_once(
+        &self,
+        (name, path): (&str, &Path),
+        content: &Bytes,
+        attributes: &Attributes,
+    ) -> Result<(), StoreError> {
         if self.puts_whole {
             limit::pass(&self.limits.up, content.len()).await;
         }
-        self.counters.put(content.len());
-        for _ in 0..ATTEMPTS_MAX {
+        loop {
             let plain = self.plain_puts.load(Ordering::Relaxed);
-            if plain && let Some(same) = self.holds(name, &content).await? {
+            if plain && let Some(same) = self.holds(name, content).await? {
                 return if same { Ok(()) } else { Err(self.taken(name)) };
             }
             let mode = if plain { PutMode::Overwrite } else { PutMode::Create };
             let options = PutOptions { mode, attributes: attributes.clone(), ..PutOptions::default() };
-            match self.inner.put_opts(&path, content.clone().into(), options).await {
+            match self.inner.put_opts(path, content.clone().into(), options).await {
                 Ok(_) => return Ok(()),
                 Err(object_store::Error::AlreadyExists { .. }) => {
-                    match self.holds(name, &content).await? {
-                        Some(true) => return Ok(()),
-                        Some(false) => return Err(self.taken(name)),
-                        None => {} // two puts met and neither won: once more
-                    }
+                    return match self.holds(name, content).await? {
+                        Some(true) => Ok(()),
+                        Some(false) => Err(self.taken(name)),
+                        None => Err(self.contested(name)),
+                    };
                 }
                 Err(error) if !plain && refuses_condition(&error) => {
                     tracing::debug!(store = %self.description, "no create-if-absent, putting plainly");
                     self.plain_puts.store(true, Ordering::Relaxed);
                 }
-                Err(error) => return Err(classify(at(), error)),
+                Err(error) => return Err(classify(self.place("writing", name), error)),
             }
         }
-        Err(self.taken(name))
     }
 
     /// Reads a whole object of at most `bytes_max` bytes; a longer one is not buffered.
@@ -236,19 +267,6 @@ impl Store {
             Some(cache) => self.get_cached(cache, name, bytes_max).await,
             None => self.fetch(name, bytes_max).await,
         }
-    }
-
-    /// Reads a whole object from the store itself.
-    async fn fetch(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
-        let path = self.path("reading", name)?;
-        let _slot = limit::slot(&self.limits.down).await;
-        self.counters.get();
-        let result = self.inner.get_opts(&path, GetOptions::default()).await;
-        let result = result.map_err(|error| classify(self.place("reading", name), error))?;
-        if result.meta.size > bytes_max {
-            return Err(self.too_large(name, bytes_max));
-        }
-        self.collect(name, result, bytes_max).await
     }
 
     /// Reads a part of an object; a range over its end is cut there.
@@ -262,126 +280,33 @@ impl Store {
         }
     }
 
-    /// Reads a part of an object from the store itself.
-    async fn fetch_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let path = self.path("reading", name)?;
-        if range.start >= range.end {
-            return Ok(Bytes::new());
-        }
-        let _slot = limit::slot(&self.limits.down).await;
-        self.counters.get();
-        let options = GetOptions::new().with_range(Some(range.clone()));
-        match self.inner.get_opts(&path, options).await {
-            Ok(result) => self.collect(name, result, range.end - range.start).await,
-            Err(error) if is_range_refusal(&error) => match self.inner.head(&path).await {
-                Ok(meta) if meta.size <= range.start => Err(self.out_of_range(name, range.start, meta.size)),
-                _ => Err(classify(self.place("reading", name), error)),
-            },
-            Err(error) => Err(classify(self.place("reading", name), error)),
-        }
-    }
-
-    /// Lists all objects below a folder like `packs`, or everything for `""`, sorted by name.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        let path = self.path("listing", prefix)?;
-        self.counters.list();
-        let folder = (!prefix.is_empty()).then_some(&path);
-        let mut objects: Vec<ObjectInfo> = self
-            .inner
-            .list(folder)
-            .map_ok(|meta| ObjectInfo {
-                name: meta.location.to_string(),
-                bytes: meta.size,
-                modified_unix_ms: meta.last_modified.timestamp_millis(),
-            })
-            .try_collect()
-            .await
-            .map_err(|error| classify(self.place("listing", prefix), error))?;
-        objects.retain(|object| !self.hidden.contains(&object.name));
-        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(objects)
-    }
-
     /// Deletes an object; one that is not there is deleted already.
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path("deleting", name)?;
         self.counters.delete();
-        match self.inner.delete(&path).await {
-            Ok(()) => Ok(()),
-            Err(error) => match classify(self.place("deleting", name), error) {
-                StoreError::NotFound { .. } => Ok(()),
-                error => Err(error),
-            },
+        let mut tries = self.retries.begin();
+        loop {
+            let outcome = {
+                let _turn = tries.turn().await;
+                self.inner.delete(&path).await.map_err(|error| classify(self.place("deleting", name), error))
+            };
+            let outcome = match outcome {
+                Err(StoreError::NotFound { .. }) => Ok(()),
+                outcome => outcome,
+            };
+            if tries.judge(outcome).await?.is_some() {
+                return Ok(());
+            }
         }
     }
 
     /// Deletes objects, several at once; those that are not there are deleted already.
     ///
-    /// All are tried; a failure is told at the end.
+    /// All are tried; the first failure is told at the end.
     pub async fn delete_all(&self, names: &[String]) -> Result<(), StoreError> {
-        let paths: Vec<_> = names.iter().map(|name| self.path("deleting", name)).collect::<Result<_, _>>()?;
-        paths.iter().for_each(|_| self.counters.delete());
-        let mut failure = None;
-        let mut deleted = self.inner.delete_stream(futures::stream::iter(paths).map(Ok).boxed());
-        while let Some(outcome) = deleted.next().await {
-            if let Err(error) = outcome {
-                match classify(self.place("deleting", ""), error) {
-                    StoreError::NotFound { .. } => {}
-                    error => drop(failure.get_or_insert(error)),
-                }
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Whether the object of that name has this content; `None` where there is none.
-    async fn holds(&self, name: &str, content: &Bytes) -> Result<Option<bool>, StoreError> {
-        match self.fetch(name, content.len() as u64).await {
-            Ok(found) => Ok(Some(found == *content)),
-            Err(StoreError::TooLarge { .. }) => Ok(Some(false)),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn collect(&self, name: &str, result: GetResult, bytes_max: u64) -> Result<Bytes, StoreError> {
-        let failed = |error| classify(self.place("reading", name), error);
-        let length = result.range.end - result.range.start;
-        if matches!(result.payload, GetResultPayload::File(..)) && length <= bytes_max {
-            // One read: as a stream a file comes 8 KiB at a time, each by a thread of its own.
-            let content = result.bytes().await.map_err(failed)?;
-            self.arrived(content.len()).await;
-            self.counters.received(content.len());
-            return Ok(content);
-        }
-        let expected = usize::try_from(length).unwrap_or(0);
-        let mut stream = result.into_stream();
-        let first = stream.try_next().await.map_err(failed)?.unwrap_or_default();
-        self.arrived(first.len()).await;
-        let mut rest = BytesMut::new();
-        while let Some(part) = stream.try_next().await.map_err(failed)? {
-            self.arrived(part.len()).await;
-            if rest.is_empty() {
-                rest.reserve(expected);
-                rest.extend_from_slice(&first);
-            }
-            if (rest.len() + part.len()) as u64 > bytes_max {
-                return Err(self.too_large(name, bytes_max));
-            }
-            rest.extend_from_slice(&part);
-        }
-        let content = if rest.is_empty() { first } else { rest.freeze() };
-        if content.len() as u64 > bytes_max {
-            return Err(self.too_large(name, bytes_max));
-        }
-        self.counters.received(content.len());
-        Ok(content)
-    }
-
-    /// Counts a part of an answer; waits until the next one may be taken.
-    async fn arrived(&self, bytes: usize) {
-        self.counters.passed(bytes);
-        limit::pass(&self.limits.down, bytes).await;
+        let deletions = futures::stream::iter(names).map(|name| self.delete(name));
+        let outcomes: Vec<_> = deletions.buffer_unordered(DELETIONS).collect().await;
+        outcomes.into_iter().collect()
     }
 
     fn path(&self, operation: &'static str, name: &str) -> Result<Path, StoreError> {
@@ -395,6 +320,17 @@ impl Store {
 
     fn taken(&self, name: &str) -> StoreError {
         StoreError::AlreadyExists { name: name.to_owned(), store: self.description.clone() }
+    }
+
+    /// Two puts met and neither has won yet, or the store says so of what it does not show.
+    fn contested(&self, name: &str) -> StoreError {
+        let detail = "the store says that the object is there, and has none".to_owned();
+        self.unreachable("writing", name, Outage::Failing, detail)
+    }
+
+    fn unreachable(&self, operation: &'static str, name: &str, why: Outage, detail: String) -> StoreError {
+        let (at, source) = (Box::new(self.place(operation, name)), detail.clone().into());
+        StoreError::Unreachable { at, why, detail, source }
     }
 
     fn out_of_range(&self, name: &str, start: u64, bytes: u64) -> StoreError {

@@ -1,4 +1,4 @@
-//! A bucket as an object store: endpoint, addressing, region, keys, retries.
+//! A bucket as an object store: endpoint, addressing, region, keys, time limits.
 //!
 //! Promises to send nothing while opening, and to use only what every S3-compatible server has: signed PUT, GET,
 //! ListObjectsV2, DELETE; no checksum trailers, tags, multipart or bulk delete. It does not create buckets. It does not
@@ -20,6 +20,7 @@ use super::keys::{KeyPair, Keys, ReadAgain};
 use super::limit::{Limit, Limits, Rates};
 use super::location::{StoreLocation, authority};
 use super::providers;
+use super::retry::RetryOptions;
 use super::secret::Secret;
 use super::sign::Signer;
 use super::sse::{Encryption, EncryptionHeaders};
@@ -80,16 +81,16 @@ pub struct S3Options {
     pub encryption: Encryption,
     /// How connections are secured, and by which way they go.
     pub network: Network,
-    /// How often a request is repeated; by default time alone decides.
-    pub retries_max: usize,
-    /// How long after its start a request is still repeated.
-    pub retry_budget: Duration,
+    /// How long and how often something is asked again.
+    pub retry: RetryOptions,
     /// Time to connect.
     pub connect_timeout: Duration,
     /// Time for one attempt of one request, its body included.
     pub request_timeout: Duration,
-    /// Longest silence within an answer.
+    /// Longest silence before and within an answer.
     pub stall_timeout: Duration,
+    /// Longest time in which nothing of an upload is taken and no answer to it comes.
+    pub upload_stall_timeout: Duration,
     /// How fast content may go, to and from folders as well.
     pub rates: Rates,
 }
@@ -111,13 +112,15 @@ impl Default for S3Options {
             storage_class: None,
             encryption: Encryption::default(),
             network: Network::default(),
-            retries_max: 10_000,
-            retry_budget: Duration::from_secs(120),
+            retry: RetryOptions::default(),
             connect_timeout: Duration::from_secs(10),
-            // 16 MiB at 1 Mbit/s take 134 s; peers that are gone are found by TCP in 30 s.
-            request_timeout: Duration::from_secs(300),
+            // 16 MiB at 5 kB/s. What stands still is found much sooner; this ends what drips.
+            request_timeout: Duration::from_secs(3600),
             // A third of what a mount waits: a dead connection leaves time for two others.
             stall_timeout: Duration::from_secs(20),
+            // The kernel holds up to 4 MiB of an upload: at 50 kB/s they take 84 s, in which we see nothing move. Peers that
+            // are gone are found by TCP in 30 s.
+            upload_stall_timeout: Duration::from_secs(120),
             rates: Rates::default(),
         }
     }
@@ -162,7 +165,7 @@ pub(crate) fn open(
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_disable_tagging(true)
         .with_disable_bulk_delete(true)
-        .with_retry(retry(options))
+        .with_retry(no_retry())
         // Signed below, by `sign`: the keys are none and are not asked for.
         .with_skip_signature(true)
         .with_access_key_id("")
@@ -203,8 +206,9 @@ pub(crate) fn connector(
         );
     }
     let signer = Signer::new(keys(at.host, options, &client)?, region_of(at.host, options), encryption);
-    let (stall_timeout, counters, paced) = (options.stall_timeout, counters.clone(), limits.up.clone());
-    Ok(Connector { stall_timeout, counters, paced, client, signer: signer.into() })
+    let (stall_timeout, upload_stall_timeout) = (options.stall_timeout, options.upload_stall_timeout);
+    let (counters, paced) = (counters.clone(), limits.up.clone());
+    Ok(Connector { stall_timeout, upload_stall_timeout, counters, paced, client, signer: signer.into() })
 }
 
 /// Looks for the machine's own keys, as the first request would; says where they are, or where they are not.
@@ -288,18 +292,9 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-fn retry(options: &S3Options) -> RetryConfig {
-    RetryConfig {
-        // Each pause is drawn from the first to `base` times the one before: with less than 3 they do not grow. The
-        // longest is how late the end of an outage is noticed.
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
-            base: 4.,
-        },
-        max_retries: options.retries_max,
-        retry_timeout: options.retry_budget,
-    }
+/// `object_store` sends each request once: whether it is sent again is decided above it, in one place.
+fn no_retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
 }
 
 /// The region to sign for until the store names another.

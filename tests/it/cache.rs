@@ -129,7 +129,7 @@ fn bad_bytes_of_the_store_do_not_outlive_it() {
         for prefix in ["packs/", "snapshots/"] {
             let folder = tempfile::tempdir().unwrap();
             let rule = Rule { operation: Operation::Get, prefix, calls: 0..usize::MAX, one_in: 1, fault };
-            let faulty = Faulty::new(Arc::new(recording.clone()), 3, 0);
+            let faulty = Faulty::new(Arc::new(recording.clone()), 3);
             faulty.set(&[rule]);
             let bad = dump(faulty, folder.path(), source.path());
             assert!(bad.is_err(), "{fault:?} {prefix}");

@@ -1,13 +1,14 @@
 //! A store that fails makes errors that name the object, never wrong bytes and never a broken kloset.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kloset_mount::backup::{BackupError, BackupReport};
-use kloset_mount::store::{Store, StoreError};
+use kloset_mount::store::{RetryOptions, Store, StoreError};
 use object_store::memory::InMemory;
 
-use crate::support::kloset::{Kloset, SMALL, runtime};
+use crate::support::kloset::{Kloset, SMALL, patient, runtime, secret};
 use crate::support::random::{Random, size};
 use crate::support::stores::{Fault, Faulty, Operation, Rule};
 use crate::support::tree::{Dump, Source, assert_same};
@@ -35,8 +36,11 @@ const TRANSIENT: &[(Operation, Fault)] = &[
     (Operation::Get, Fault::Before),
     (Operation::Get, Fault::Delay),
     (Operation::Get, Fault::Burst),
+    (Operation::Get, Fault::ShortBody),
+    (Operation::Get, Fault::BreakOff),
     (Operation::List, Fault::Before),
     (Operation::List, Fault::Burst),
+    (Operation::List, Fault::BreakOff),
 ];
 
 const PERMANENT: &[(Operation, Fault)] = &[
@@ -47,7 +51,9 @@ const PERMANENT: &[(Operation, Fault)] = &[
     (Operation::Get, Fault::ShortBody),
     (Operation::Get, Fault::FlipBit),
     (Operation::Get, Fault::Burst),
+    (Operation::Get, Fault::BreakOff),
     (Operation::List, Fault::Before),
+    (Operation::List, Fault::BreakOff),
     (Operation::List, Fault::StaleList),
 ];
 
@@ -59,26 +65,31 @@ fn assert_names_an_object(error: &dyn std::fmt::Display) {
     assert!(named || told.contains("listing \"memory\""), "this names no object: {told}");
 }
 
+/// What fails for a while is asked again by the store itself, the same layer that asks buckets again.
 #[test]
 fn with_transient_faults_the_result_is_the_faultless_one() {
-    for seed in 0..size(150, 10_000) {
+    let (mut broken, mut retries) = (0, 0);
+    for seed in 0..size(200, 10_000) {
         let mut random = Random::new(seed);
         let mut rules = rules(&mut random, TRANSIENT, 4);
         rules.iter_mut().for_each(|rule| rule.one_in += 1); // a fault each time is no transient one
         eprintln!("seed {seed}: {rules:?}");
-        let faulty = Faulty::new(Arc::new(InMemory::new()), seed, 40);
+        let faulty = Faulty::new(Arc::new(InMemory::new()), seed);
         faulty.set(&rules);
-        let kloset = Kloset::create(faulty.clone());
+        let kloset = Kloset::create_in(patient(faulty.clone()), SMALL).unwrap();
         let source = Source::random(seed, 12);
         for round in 0..2 {
             let report = kloset.backup(source.path());
             assert_same(&source.scan(), &kloset.dump(report.name, source.path()).unwrap());
             source.grow(seed + 1000 * round, 5);
         }
-        let reopened = Kloset::open(faulty.clone()).unwrap();
+        let reopened = Kloset::open_in(patient(faulty.clone()), &secret()).unwrap();
         reopened.assert_whole();
         assert_eq!(reopened.snapshots().unwrap().len(), 2);
+        broken += faulty.take_broken().len() as u64;
+        retries += [&kloset, &reopened].map(|kloset| kloset.0.store.counts().http_retries).iter().sum::<u64>();
     }
+    assert!(broken > 200 && retries > 200, "only {broken} requests were broken, {retries} asked again");
 }
 
 /// A kloset under faults, and what must still be true of it.
@@ -90,7 +101,7 @@ struct Trial {
 
 impl Trial {
     fn new(seed: u64) -> Self {
-        let faulty = Faulty::new(Arc::new(InMemory::new()), seed, 0);
+        let faulty = Faulty::new(Arc::new(InMemory::new()), seed);
         let kloset = Kloset::create(faulty.clone());
         let source = Source::random(seed, 12);
         let first = kloset.backup(source.path());
@@ -146,9 +157,14 @@ fn with_permanent_faults_there_is_an_error_that_names_the_object_and_never_wrong
         let rules = rules(&mut random, PERMANENT, 6);
         eprintln!("seed {seed}: {rules:?}");
         let mut trial = Trial::new(seed);
-        let opened = Kloset::open(trial.faulty.clone()).unwrap();
+        // With and without asking again: what is permanent stays so.
+        let open = || match seed % 2 {
+            0 => Kloset::open(trial.faulty.clone()),
+            _ => Kloset::open_in(patient(trial.faulty.clone()), &secret()),
+        };
+        let opened = open().unwrap();
         trial.faulty.set(&rules);
-        match Kloset::open(trial.faulty.clone()) {
+        match open() {
             Ok(kloset) => trial.use_it(&kloset),
             Err(error) => assert_names_an_object(&error),
         }
@@ -185,9 +201,11 @@ fn a_put_whose_reply_was_lost_is_done_and_its_name_is_taken() {
     };
     let lost = Rule { operation: Operation::Put, prefix: "", calls: 0..1, one_in: 1, fault: Fault::After };
     let faulty = |retries| {
-        let faulty = Faulty::new(Arc::new(InMemory::new()), 1, retries);
+        let faulty = Faulty::new(Arc::new(InMemory::new()), 1);
         faulty.set(std::slice::from_ref(&lost));
-        Store::new(Arc::new(faulty), "memory".to_owned())
+        let store = Store::new(Arc::new(faulty), "memory".to_owned());
+        let retry = RetryOptions { times_max: retries, pause_first: Duration::ZERO, ..RetryOptions::default() };
+        store.with_retries(retry)
     };
 
     let without_retries = faulty(0);
@@ -197,7 +215,7 @@ fn a_put_whose_reply_was_lost_is_done_and_its_name_is_taken() {
     let error = put(&without_retries, b"y").unwrap_err();
     assert!(matches!(error, StoreError::AlreadyExists { .. }), "{error}");
 
-    let with_retries = faulty(1); // the client meets its own object
+    let with_retries = faulty(1); // it meets its own object
     put(&with_retries, b"x").unwrap();
     let error = put(&with_retries, b"longer").unwrap_err();
     assert!(matches!(error, StoreError::AlreadyExists { .. }), "{error}");
@@ -207,7 +225,7 @@ fn a_put_whose_reply_was_lost_is_done_and_its_name_is_taken() {
 #[test]
 fn a_kloset_created_twice_at_once_is_one_kloset() {
     for seed in 0..size(20, 500) {
-        let faulty = Faulty::new(Arc::new(InMemory::new()), seed, 0);
+        let faulty = Faulty::new(Arc::new(InMemory::new()), seed);
         let delay = Rule { operation: Operation::Put, prefix: "", calls: 0..9, one_in: 2, fault: Fault::Delay };
         faulty.set(&[delay]);
         let created = std::thread::scope(|scope| {

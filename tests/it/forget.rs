@@ -70,7 +70,7 @@ fn a_crash_of_a_forget_leaves_every_snapshot_whole_or_gone() {
 #[test]
 fn what_a_forget_reports_as_gone_is_gone_and_nothing_else() {
     let inner = Arc::new(object_store::memory::InMemory::new());
-    let faulty = Faulty::new(inner.clone(), 1, 0);
+    let faulty = Faulty::new(inner.clone(), 1);
     let kloset = Kloset::create(faulty.clone());
     let source = Source::random(12, 3);
     let taken = fill(&kloset, &source, 14);

@@ -110,7 +110,7 @@ fn two_who_remove_each_others_slots_leave_both() {
 
 #[test]
 fn a_change_whose_old_slot_cannot_be_deleted_says_so_and_both_open() {
-    let faulty = Faulty::new(Arc::new(InMemory::new()), 1, 0);
+    let faulty = Faulty::new(Arc::new(InMemory::new()), 1);
     let kloset = Kloset::create(faulty.clone());
     let rule = Rule { operation: Operation::Delete, prefix: "keys/", calls: 0..9, one_in: 1, fault: Fault::Before };
     faulty.set(&[rule]);

@@ -11,8 +11,8 @@ use kloset_mount::store::{
     Addressing, Bucket, Encryption, KeyPair, Network, Outage, ReadAgain, S3Options, Secret, Store, StoreError,
 };
 
+use crate::support::guard::{Asked, Guard, answer, empty_listing, pem, refusal};
 use crate::support::program::{Program, may_mount};
-use crate::support::quirky::{Asked, Quirky, answer, empty_listing, pem, refusal};
 use crate::support::s3::{S3Server, S3ServerOptions};
 
 const CUSTOMER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -89,15 +89,15 @@ fn only_fr_par(asked: &Asked) -> Option<String> {
 #[tokio::test]
 async fn a_region_that_the_server_names_is_taken_after_one_refusal() {
     let case = Case::new();
-    let quirky = Quirky::before(case.server.port, only_fr_par);
-    let store = open(&format!("127.0.0.1:{}/bucket", quirky.port), &options());
+    let guard = Guard::before(case.server.port, only_fr_par);
+    let store = open(&format!("127.0.0.1:{}/bucket", guard.port), &options());
     store.put_new("packs/1", Bytes::from_static(b"x")).await.unwrap();
     assert_eq!(store.get("packs/1", 10).await.unwrap(), "x");
     assert_eq!(store.list("packs").await.unwrap().len(), 1);
     assert_eq!(store.learned_region().as_deref(), Some("fr-par"));
-    let regions: Vec<_> = quirky.asked().iter().map(|asked| asked.region().to_owned()).collect();
+    let regions: Vec<_> = guard.asked().iter().map(|asked| asked.region().to_owned()).collect();
     assert_eq!(regions, ["us-east-1", "fr-par", "fr-par", "fr-par"]);
-    let location = format!("s3://127.0.0.1:{}/bucket", quirky.port).parse().unwrap();
+    let location = format!("s3://127.0.0.1:{}/bucket", guard.port).parse().unwrap();
     let bucket = Bucket::open(&location, &options()).unwrap();
     bucket.list(|_| true).await.unwrap();
     assert_eq!(bucket.learned_region().as_deref(), Some("fr-par"));
@@ -106,40 +106,40 @@ async fn a_region_that_the_server_names_is_taken_after_one_refusal() {
 #[tokio::test]
 async fn a_server_that_insists_on_nothing_possible_is_not_asked_for_ever() {
     let wrong = |_: &Asked| refusal("400 Bad Request", "AuthorizationHeaderMalformed", "<Region>a/b</Region>");
-    let quirky = Quirky::before(0, wrong);
-    let store = open(&format!("127.0.0.1:{}/bucket", quirky.port), &options());
+    let guard = Guard::before(0, wrong);
+    let store = open(&format!("127.0.0.1:{}/bucket", guard.port), &options());
     let error = store.list("").await.unwrap_err();
     assert!(matches!(error, StoreError::WrongRegion { .. }), "{error}");
-    assert_eq!(quirky.asked().len(), 1);
+    assert_eq!(guard.asked().len(), 1);
 }
 
 #[test]
 fn a_region_that_was_learned_is_in_the_config() {
     let case = Case::new();
-    let quirky = Quirky::before(case.server.port, only_fr_par);
-    case.add(quirky.port, "access_key=K secret_access_key=S");
+    let guard = Guard::before(case.server.port, only_fr_par);
+    case.add(guard.port, "access_key=K secret_access_key=S");
     case.done("store ping s3", &[]);
     assert!(case.config().contains("region = \"fr-par\""), "{}", case.config());
     case.done("store set s3 region nl-ams", &[]);
     let output = case.run("store ping s3", &[]);
     assert!(text(&output.stderr).contains("the region of @s3 is fr-par"), "{}", text(&output.stderr));
     case.done("store ping s3", &[]);
-    let regions: Vec<_> = quirky.asked().iter().map(|asked| asked.region().to_owned()).collect();
+    let regions: Vec<_> = guard.asked().iter().map(|asked| asked.region().to_owned()).collect();
     assert_eq!(regions, ["us-east-1", "fr-par", "nl-ams", "fr-par", "fr-par"]);
 }
 
 #[tokio::test]
 async fn addressing_and_the_path_of_the_endpoint_are_seen_by_the_server() {
-    let quirky = Quirky::before(0, |_| empty_listing());
+    let guard = Guard::before(0, |_| empty_listing());
     for (addressing, host, start) in [
         (Addressing::Virtual, "bucket.localhost", "/s3/v1/?"),
         (Addressing::Path, "localhost", "/s3/v1/bucket?"),
         (Addressing::Auto, "localhost", "/s3/v1/bucket?"),
     ] {
         let options = S3Options { addressing, endpoint_path: "s3/v1".to_owned(), ..options() };
-        open(&format!("localhost:{}/bucket", quirky.port), &options).list("").await.unwrap();
-        let asked = quirky.asked().pop().unwrap();
-        assert_eq!(asked.header("host"), format!("{host}:{}", quirky.port));
+        open(&format!("localhost:{}/bucket", guard.port), &options).list("").await.unwrap();
+        let asked = guard.asked().pop().unwrap();
+        assert_eq!(asked.header("host"), format!("{host}:{}", guard.port));
         let target = asked.target.replace("/?", "?");
         assert!(target.starts_with(&start.replace("/?", "?")), "{addressing:?}: {}", asked.target);
     }
@@ -148,14 +148,14 @@ async fn addressing_and_the_path_of_the_endpoint_are_seen_by_the_server() {
 #[tokio::test]
 async fn a_key_of_the_customer_goes_along_with_contents_and_not_with_listings() {
     let case = Case::new();
-    let quirky = Quirky::before(case.server.port, |_| None);
+    let guard = Guard::before(case.server.port, |_| None);
     let encryption = Encryption { customer_key: Some(CUSTOMER_KEY.into()), ..Encryption::default() };
-    let store = open(&format!("127.0.0.1:{}/bucket", quirky.port), &S3Options { encryption, ..options() });
+    let store = open(&format!("127.0.0.1:{}/bucket", guard.port), &S3Options { encryption, ..options() });
     // What the real server says of it does not matter here.
     let _ = store.put_new("packs/1", Bytes::from_static(b"x")).await;
     let _ = store.get("packs/1", 10).await;
     let _ = store.list("").await;
-    let said: Vec<_> = quirky.asked().into_iter().map(|asked| (has_customer_key(&asked), asked.method)).collect();
+    let said: Vec<_> = guard.asked().into_iter().map(|asked| (has_customer_key(&asked), asked.method)).collect();
     assert_eq!(said.first(), Some(&(true, "PUT".to_owned())));
     assert!(said.contains(&(true, "GET".to_owned())));
     assert_eq!(said.last(), Some(&(false, "GET".to_owned())));
@@ -171,12 +171,12 @@ fn has_customer_key(asked: &Asked) -> bool {
 #[test]
 fn packs_of_content_alone_go_into_the_class_of_storage() {
     let case = Case::new();
-    let quirky = Quirky::before(case.server.port, |_| None);
+    let guard = Guard::before(case.server.port, |_| None);
     let more = "session_token=T sse=AES256 storage_class=REDUCED_REDUNDANCY";
-    case.add(quirky.port, &format!("access_key=K secret_access_key=S {more}"));
+    case.add(guard.port, &format!("access_key=K secret_access_key=S {more}"));
     case.done("at @s3 create", &[]);
     case.done(&format!("at @s3 backup {}", case.home.path().join("source").display()), &[]);
-    let asked = quirky.asked();
+    let asked = guard.asked();
     assert!(asked.iter().all(|asked| asked.header("x-amz-security-token") == "T"));
     let puts: Vec<_> = asked.iter().filter(|asked| asked.method == "PUT").collect();
     assert!(puts.iter().all(|put| put.header("x-amz-server-side-encryption") == "AES256"));
@@ -196,17 +196,17 @@ async fn keys_that_run_out_are_read_again_and_the_request_goes_on() {
         true => refusal("400 Bad Request", "ExpiredToken", ""),
         false => None,
     };
-    let quirky = Quirky::before(case.server.port, expired);
+    let guard = Guard::before(case.server.port, expired);
     let pair = KeyPair { access_key: "K".to_owned(), secret_access_key: "S".into(), session_token: None };
     let old = S3Options { access_key: Some("OLD".to_owned()), ..options() };
-    let at = format!("127.0.0.1:{}/bucket", quirky.port);
+    let at = format!("127.0.0.1:{}/bucket", guard.port);
     let error = open(&at, &old).list("").await.unwrap_err();
     assert!(error.to_string().contains("the session token has run out"), "{error}");
     let again = S3Options { read_again: Some(ReadAgain(Arc::new(move || Ok(pair.clone())))), ..old };
     let store = open(&at, &again);
     store.list("").await.unwrap();
     store.list("").await.unwrap();
-    assert_eq!(quirky.asked().len(), 1 + 2 + 1);
+    assert_eq!(guard.asked().len(), 1 + 2 + 1);
 }
 
 #[test]
@@ -216,8 +216,8 @@ fn keys_of_a_command_are_taken_anew_by_the_program() {
         true => refusal("403 Forbidden", "ExpiredToken", ""),
         false => None,
     };
-    let quirky = Quirky::before(case.server.port, expired);
-    case.add(quirky.port, "secret_access_key=S");
+    let guard = Guard::before(case.server.port, expired);
+    case.add(guard.port, "secret_access_key=S");
     let (script, count) = (case.home.path().join("key.sh"), case.home.path().join("count"));
     let lines = format!("echo x >> {0}; if [ $(wc -l < {0}) = 1 ]; then echo K1; else echo K; fi", count.display());
     fs::write(&script, lines).unwrap();
@@ -262,7 +262,7 @@ fn aws(asked: &Asked) -> Option<String> {
 
 #[test]
 fn keys_come_from_everywhere_that_programs_of_aws_look() {
-    let (case, services) = (Case::new(), Quirky::before(0, aws));
+    let (case, services) = (Case::new(), Guard::before(0, aws));
     case.add(case.server.port, "");
     let (home, at) = (case.home.path().display(), format!("http://127.0.0.1:{}", services.port));
     let files = |profiles: &str| fs::write(case.home.path().join(".aws/config"), profiles).unwrap();
@@ -364,7 +364,7 @@ fn no_message_tells_what_a_profile_or_a_command_holds() {
 #[tokio::test]
 async fn a_store_may_be_behind_tls_of_ones_own_and_ask_for_a_certificate() {
     let case = Case::new();
-    let secured = Quirky::secured(case.server.port);
+    let secured = Guard::secured(case.server.port);
     let at = format!("localhost:{}/bucket", secured.port);
     let asks = |network: Network| {
         let options = S3Options { use_tls: true, network, ..options() };
@@ -385,7 +385,7 @@ async fn a_store_may_be_behind_tls_of_ones_own_and_ask_for_a_certificate() {
 #[test]
 fn certificates_are_named_in_the_config_and_unchecked_ones_warned_of_each_time() {
     let case = Case::new();
-    let secured = Quirky::secured(case.server.port);
+    let secured = Guard::secured(case.server.port);
     case.add(secured.port, "access_key=K secret_access_key=S");
     case.done("store set s3 use_tls true", &[]);
     let set = |key: &str, name: &str| {
@@ -409,11 +409,11 @@ fn certificates_are_named_in_the_config_and_unchecked_ones_warned_of_each_time()
 
 #[tokio::test]
 async fn a_proxy_is_gone_by() {
-    let quirky = Quirky::before(0, |_| empty_listing());
-    let proxy = format!("http://127.0.0.1:{}", quirky.port);
+    let guard = Guard::before(0, |_| empty_listing());
+    let proxy = format!("http://127.0.0.1:{}", guard.port);
     let network = Network { proxy: Some(proxy.as_str().into()), ..Network::default() };
     open("store.invalid/bucket", &S3Options { network, ..options() }).list("").await.unwrap();
-    let asked = quirky.asked();
+    let asked = guard.asked();
     assert!(asked[0].target.starts_with("http://store.invalid/bucket"), "{asked:?}");
 }
 

@@ -78,7 +78,7 @@ struct Trial {
 impl Trial {
     fn new(files: u64) -> Self {
         let inner = Arc::new(InMemory::new());
-        let faulty = Faulty::new(inner.clone(), 1, 0);
+        let faulty = Faulty::new(inner.clone(), 1);
         let kloset = Kloset::try_create(faulty.clone(), ChunkerSettings::default()).unwrap();
         let (source, home) = (Source::new(), Source::new());
         for number in 0..files {

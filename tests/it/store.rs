@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use kloset_mount::store::{Outage, S3Options, Store, StoreError, StoreLocation};
+use kloset_mount::store::{Outage, RetryOptions, S3Options, Store, StoreError, StoreLocation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::s3::{S3Server, S3ServerOptions};
@@ -27,9 +27,13 @@ fn options() -> S3Options {
         access_key: Some("K".to_owned()),
         secret_access_key: Some("S".into()),
         use_tls: false,
-        retries_max: 1,
+        retry: times(1),
         ..S3Options::default()
     }
+}
+
+fn times(times_max: u32) -> RetryOptions {
+    RetryOptions { times_max, ..RetryOptions::default() }
 }
 
 fn open(port: u16, path: &str, options: &S3Options) -> Store {
@@ -118,7 +122,7 @@ async fn a_closed_port_fails_soon_though_retries_are_generous() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let options = S3Options { retries_max: 10, ..options() };
+    let options = S3Options { retry: times(10), ..options() };
     let start = Instant::now();
     let error = open(port, "bucket", &options).list("").await.unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
@@ -128,7 +132,7 @@ async fn a_closed_port_fails_soon_though_retries_are_generous() {
 #[tokio::test]
 async fn tls_to_a_plain_port_says_what_to_set() {
     let served = serve();
-    let options = S3Options { use_tls: true, retries_max: 10, ..options() };
+    let options = S3Options { use_tls: true, retry: times(10), ..options() };
     let start = Instant::now();
     let error = open(served.server.port, "bucket", &options).list("").await.unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -156,7 +160,7 @@ async fn another_region_is_named() {
 #[tokio::test]
 async fn a_store_that_does_not_know_the_condition_is_not_asked_for_minutes() {
     let port = answer_with(b"HTTP/1.1 501 Not Implemented\r\ncontent-length: 0\r\n\r\n").await;
-    let options = S3Options { retries_max: 10, ..options() };
+    let options = S3Options { retry: times(10), ..options() };
     let start = Instant::now();
     let error = open(port, "bucket", &options).put_new("x", Bytes::new()).await;
     assert!(error.is_err());
@@ -166,9 +170,10 @@ async fn a_store_that_does_not_know_the_condition_is_not_asked_for_minutes() {
 #[tokio::test]
 async fn requests_that_are_sent_again_are_counted() {
     let port = answer_with(b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n\r\n").await;
-    let store = open(port, "bucket", &S3Options { retries_max: 2, ..options() });
+    let store = open(port, "bucket", &S3Options { retry: times(2), ..options() });
     assert!(store.get("x", 10).await.is_err());
-    assert_eq!((store.counts().http_requests, store.counts().http_retries), (3, 3));
+    let counts = store.counts();
+    assert_eq!((counts.http_requests, counts.http_retries, counts.slow_downs), (3, 2, 3));
     let port = answer_with(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
     let store = open(port, "bucket", &options());
     assert!(store.get("x", 10).await.is_err());

@@ -12,7 +12,7 @@ impl View {
         let counts = inner.store.counts();
         value["store"] = json!({
             "gets": counts.gets, "lists": counts.lists, "http_requests": counts.http_requests,
-            "http_retries": counts.http_retries, "bytes_down": counts.bytes_down,
+            "http_retries": counts.http_retries, "slow_downs": counts.slow_downs, "bytes_down": counts.bytes_down,
         });
         value["caches"] = self.caches();
         value["snapshots"] = inner.roots.shown();

@@ -20,6 +20,7 @@ use super::counts::Counters;
 use super::error::{Place, StoreError};
 use super::http::parse_date;
 use super::limit::{self, Limits};
+use super::retry::Retries;
 use super::sign::Signer;
 use super::{S3Options, StoreCounts, StoreLocation, answer, s3};
 use listing::Page;
@@ -41,6 +42,7 @@ pub struct Bucket {
     description: Arc<str>,
     counters: Arc<Counters>,
     limits: Limits,
+    retries: Arc<Retries>,
     /// Set once the server has refused create-if-absent.
     plain_puts: Arc<AtomicBool>,
 }
@@ -83,12 +85,8 @@ impl Bucket {
         let options = &s3::patient(options, &limits);
         let connector = s3::connector(&at, options, &counters, &limits).map_err(failed)?;
         let url = s3::url(&at, options).map_err(failed)?;
-        let sender = Sender {
-            http: connector.connect().map_err(failed)?,
-            url,
-            retries_max: options.retries_max,
-            retry_budget: options.retry_budget,
-        };
+        let sender = Sender { http: connector.connect().map_err(failed)?, url };
+        let retries = Retries::new(options.retry.clone(), counters.clone());
         Ok(Self {
             sender: sender.into(),
             signer: connector.signer,
@@ -97,6 +95,7 @@ impl Bucket {
             description,
             counters,
             limits,
+            retries: retries.into(),
             plain_puts: Arc::default(),
         })
     }
@@ -152,7 +151,7 @@ impl Bucket {
         query.extend((!self.prefix.is_empty()).then(|| ("prefix", self.prefix.clone())));
         query.extend(token.map(|token| ("continuation-token", token.to_owned())));
         let request = Request { key: None, query, bytes_max: PAGE_BYTES_MAX, ..Request::new(Method::GET, "") };
-        let reply = self.sender.send(&request).await.map_err(|error| self.failed("listing", "", error))?;
+        let reply = self.send("listing", "", &request).await?;
         let page = listing::parse(&reply.body).map_err(|problem| self.odd("listing", "", &problem))?;
         match page.objects.iter().find(|object| !object.key.starts_with(&self.prefix)) {
             Some(foreign) => Err(self.odd("listing", "", &format!("the listing has {:?} in it", foreign.key))),
@@ -190,7 +189,7 @@ impl Bucket {
             let etag = format!("\"{etag}\"").parse().map_err(|_| wrong("its entity tag is none"))?;
             request.headers.insert(header::IF_MATCH, etag);
         }
-        let reply = self.sender.send(&request).await.map_err(|error| self.failed("reading", key, error))?;
+        let reply = self.send("reading", key, &request).await?;
         if matches!(reply.status, PRECONDITION_FAILED | RANGE_NOT_SATISFIABLE) {
             return Ok(None);
         }
@@ -206,6 +205,20 @@ impl Bucket {
         match key.split('/').any(|part| matches!(part, "." | "..")) {
             true => Err(self.odd("asking for", key, "a part of its key is \".\" or \"..\", which no URL can hold")),
             false => Ok(()),
+        }
+    }
+
+    /// Sends a request until it is answered or given up.
+    async fn send(&self, operation: &'static str, key: &str, request: &Request<'_>) -> Result<Reply, StoreError> {
+        let mut tries = self.retries.begin();
+        loop {
+            let outcome = {
+                let _turn = tries.turn().await;
+                self.sender.send(request).await.map_err(|error| self.failed(operation, key, error))
+            };
+            if let Some(reply) = tries.judge(outcome).await? {
+                return Ok(Reply { repeats: tries.repeats(), ..reply });
+            }
         }
     }
 

@@ -1,20 +1,13 @@
-//! One request to a bucket, repeated until it is answered or its time is up.
+//! One request to a bucket, sent once.
 //!
 //! Sends through the client that signs (`sign`) and tells failures in the words of `object_store`, so that they are judged
-//! as all others. It does not know what a request is for.
-
-use std::time::Duration;
+//! as all others. It does not know what a request is for, nor whether it is sent again.
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use http::{HeaderMap, Method, StatusCode};
-use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody};
-use tokio::time::Instant;
+use object_store::client::{HttpClient, HttpError, HttpRequest, HttpRequestBody};
 
-/// The first pause before a request is sent again; each is twice the one before.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-/// The longest pause: how late the end of an outage is noticed.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// An answer that is no success is read so far: what went wrong stands at its beginning.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
@@ -53,52 +46,24 @@ pub(super) struct Sender {
     pub(super) http: HttpClient,
     /// The bucket's URL, without a slash at its end.
     pub(super) url: String,
-    pub(super) retries_max: usize,
-    pub(super) retry_budget: Duration,
-}
-
-/// Why there is no answer, and whether it is worth asking again.
-struct Failure {
-    error: object_store::Error,
-    again: bool,
 }
 
 impl Sender {
     /// Sends a request and reads the answer.
     pub(super) async fn send(&self, request: &Request<'_>) -> Result<Reply, object_store::Error> {
-        let (begun, mut pause, mut repeats) = (Instant::now(), PAUSE_FIRST, 0);
-        loop {
-            match self.attempt(request).await {
-                Ok(reply) => return Ok(Reply { repeats, ..reply }),
-                Err(Failure { error, again }) => {
-                    let is_over = repeats >= self.retries_max || begun.elapsed() + pause > self.retry_budget;
-                    if !again || is_over {
-                        return Err(error);
-                    }
-                }
-            }
-            tokio::time::sleep(pause).await;
-            (pause, repeats) = (PAUSE_MAX.min(pause * 2), repeats + 1);
-        }
-    }
-
-    async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
-        let built = self.built(request).map_err(|error| Failure { error, again: false })?;
-        let response = self.http.execute(built).await.map_err(broken)?;
+        let response = self.http.execute(self.built(request)?).await.map_err(broken)?;
         let (parts, body) = response.into_parts();
         let (status, is_expected) = (parts.status.as_u16(), request.expects.contains(&parts.status.as_u16()));
         if parts.status.is_success() {
             let body = collect(body.bytes_stream(), request.bytes_max).await.map_err(broken)?;
-            let body =
-                body.ok_or_else(|| Failure { error: other("the answer is too long".to_owned()), again: false })?;
+            let body = body.ok_or_else(|| other("the answer is too long".to_owned()))?;
             return Ok(Reply { status, headers: parts.headers, body, repeats: 0 });
         }
         let said = collect(body.bytes_stream(), REFUSAL_BYTES_MAX as u64).await.ok().flatten().unwrap_or_default();
         if is_expected {
             return Ok(Reply { status, headers: parts.headers, body: said, repeats: 0 });
         }
-        let again = matches!(status, 408 | 429 | 500..=599);
-        Err(Failure { error: refusal(parts.status, &said), again })
+        Err(refusal(parts.status, &said))
     }
 
     fn built(&self, request: &Request<'_>) -> Result<HttpRequest, object_store::Error> {
@@ -134,9 +99,8 @@ async fn collect(
     Ok(Some(whole.freeze()))
 }
 
-fn broken(error: HttpError) -> Failure {
-    let again = !matches!(error.kind(), HttpErrorKind::Unknown);
-    Failure { error: object_store::Error::Generic { store: "S3", source: error.into() }, again }
+fn broken(error: HttpError) -> object_store::Error {
+    object_store::Error::Generic { store: "S3", source: error.into() }
 }
 
 /// Tells what a server answered as `object_store` does, by whose words answers are judged.

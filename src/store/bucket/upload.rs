@@ -60,7 +60,7 @@ impl Bucket {
         let query = vec![("uploads", String::new())];
         let headers = self.headers(key, headers)?;
         let request = Request { query, headers, bytes_max: ANSWER_BYTES_MAX, ..Request::new(Method::POST, key) };
-        let reply = self.sender.send(&request).await.map_err(|error| self.failed("writing", key, error))?;
+        let reply = self.send("writing", key, &request).await?;
         let answer = String::from_utf8_lossy(&reply.body);
         match between(&answer, "<UploadId>", "</UploadId>") {
             Some(id) => Ok(Upload { key: key.to_owned(), id: unescape(id) }),
@@ -77,7 +77,7 @@ impl Bucket {
         self.counters.put(content.len());
         let query = vec![("partNumber", number.to_string()), ("uploadId", upload.id.clone())];
         let request = Request { query, body: content, ..Request::new(Method::PUT, key) };
-        let reply = self.sender.send(&request).await.map_err(|error| self.failed("writing", key, error))?;
+        let reply = self.send("writing", key, &request).await?;
         let etag = reply.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok());
         etag.map(str::to_owned).ok_or_else(|| self.odd("writing", key, "the answer has no entity tag"))
     }
@@ -105,8 +105,7 @@ impl Bucket {
     pub async fn abort(&self, upload: &Upload) -> Result<(), StoreError> {
         let query = vec![("uploadId", upload.id.clone())];
         let request = Request { query, ..Request::new(Method::DELETE, &upload.key) };
-        let reply = self.sender.send(&request).await;
-        reply.map(drop).map_err(|error| self.failed("writing", &upload.key, error))
+        self.send("writing", &upload.key, &request).await.map(drop)
     }
 
     /// Sends a request that makes an object. `None` if it did; else how often it was repeated until the server said that
@@ -129,7 +128,7 @@ impl Bucket {
                 request.headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("*"));
                 request.expects = &[PRECONDITION_FAILED, METHOD_NOT_ALLOWED];
             }
-            let reply = self.sender.send(&request).await.map_err(|error| self.failed(operation, key, error))?;
+            let reply = self.send(operation, key, &request).await?;
             match reply.status {
                 PRECONDITION_FAILED => return Ok(Some(reply.repeats)),
                 METHOD_NOT_ALLOWED => self.plain_puts.store(true, Ordering::Relaxed),

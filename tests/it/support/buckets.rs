@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use kloset_mount::store::{Bucket, S3Options};
+use kloset_mount::store::{Bucket, RetryOptions, S3Options};
 use s3s::dto::*;
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
@@ -70,7 +70,7 @@ impl Buckets {
             access_key: Some(KEYS.0.to_owned()),
             secret_access_key: Some(KEYS.1.into()),
             use_tls: false,
-            retries_max: 1,
+            retry: RetryOptions { times_max: 1, ..RetryOptions::default() },
             ..S3Options::default()
         };
         Bucket::open(&format!("s3://127.0.0.1:{}/{path}", self.port).parse().unwrap(), &options).unwrap()

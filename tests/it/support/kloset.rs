@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use kloset_mount::backup::{BackupError, BackupOptions, BackupReport, Excludes, Rule, backup};
 use kloset_mount::cpu::Cpu;
-use kloset_mount::env::Env;
+use kloset_mount::env::{Entropy, Env};
 use kloset_mount::monitor::Monitor;
 use kloset_mount::repo::check::{CheckOptions, CheckReport, check};
 use kloset_mount::repo::header::ChunkerSettings;
@@ -14,7 +15,7 @@ use kloset_mount::repo::keyslot::SlotSecret;
 use kloset_mount::repo::layout::{self, SnapshotName};
 use kloset_mount::repo::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
 use kloset_mount::repo::{CreateOptions, Repo, RepoError};
-use kloset_mount::store::Store;
+use kloset_mount::store::{RetryOptions, Store};
 use object_store::ObjectStore;
 use tokio::runtime::Runtime;
 
@@ -43,12 +44,23 @@ fn env() -> Env {
     Env::seeded(run, 1_790_000_000_000 + i64::try_from(run).unwrap() * 100_000)
 }
 
-fn secret() -> SlotSecret {
+pub(crate) fn secret() -> SlotSecret {
     SlotSecret::parse_key_file(&"07".repeat(32)).unwrap()
 }
 
 fn store(inner: impl ObjectStore) -> Store {
     Store::new(Arc::new(inner), "memory".to_owned())
+}
+
+/// Returns a store that is asked again at once where it fails, as often as a bucket would in minutes.
+pub(crate) fn patient(inner: impl ObjectStore) -> Store {
+    let retry = RetryOptions {
+        times_max: 40,
+        pause_first: Duration::ZERO,
+        entropy: Entropy::seeded(1),
+        ..RetryOptions::default()
+    };
+    store(inner).with_retries(retry)
 }
 
 /// An opened kloset.
@@ -62,8 +74,13 @@ impl Kloset {
     }
 
     pub(crate) fn try_create(inner: impl ObjectStore, chunker: ChunkerSettings) -> Result<Self, RepoError> {
+        Self::create_in(store(inner), chunker)
+    }
+
+    /// Makes a kloset in a store.
+    pub(crate) fn create_in(store: Store, chunker: ChunkerSettings) -> Result<Self, RepoError> {
         let options = CreateOptions { chunker, ..CreateOptions::default() };
-        runtime().block_on(Repo::create(store(inner), &secret(), &options, env(), cpu())).map(Self)
+        runtime().block_on(Repo::create(store, &secret(), &options, env(), cpu())).map(Self)
     }
 
     pub(crate) fn open(inner: impl ObjectStore) -> Result<Self, RepoError> {
@@ -71,7 +88,12 @@ impl Kloset {
     }
 
     pub(crate) fn open_with(inner: impl ObjectStore, secret: &SlotSecret) -> Result<Self, RepoError> {
-        runtime().block_on(Repo::open(store(inner), secret, env(), cpu())).map(Self)
+        Self::open_in(store(inner), secret)
+    }
+
+    /// Opens the kloset in a store.
+    pub(crate) fn open_in(store: Store, secret: &SlotSecret) -> Result<Self, RepoError> {
+        runtime().block_on(Repo::open(store, secret, env(), cpu())).map(Self)
     }
 
     /// Backs up one folder.

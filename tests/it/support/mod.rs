@@ -2,6 +2,7 @@
 
 pub(crate) mod buckets;
 pub(crate) mod gate;
+pub(crate) mod guard;
 pub(crate) mod kloset;
 pub(crate) mod local;
 pub(crate) mod looked;

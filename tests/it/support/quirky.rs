@@ -1,177 +1,347 @@
-//! A server that looks at each request, answers some itself, and hands the others on to a real one.
+//! A real S3 server with the faults and peculiarities that servers have, over real HTTP.
 //!
-//! For what the real test server has not: regions it insists on, keys that run out, TLS, a proxy, services of AWS. One
-//! request a connection.
+//! Peculiarities ([`Quirks`]) are as they are from the start; faults ([`Fault`]) are ordered for the next requests of a
+//! kind. All else is `s3s` over a folder: signatures are checked, objects are files. It counts what it was asked.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use kloset_mount::env::Entropy;
+use kloset_mount::store::{Bucket, RetryOptions, S3Options, Store, StoreLocation};
+use s3s::auth::SimpleAuth;
+use s3s::dto::*;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, S3, S3Request, S3Response, S3Result};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 
-/// The head of a request.
-#[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    pub(crate) method: String,
-    /// Path and query, as they were sent.
-    pub(crate) target: String,
-    pub(crate) headers: BTreeMap<String, String>,
+use super::stores::Operation;
+
+const KEYS: (&str, &str) = ("K", "S");
+/// The longest that a request may differ from a server's clock, as AWS has it.
+const SKEW_SECONDS_MAX: i64 = 15 * 60;
+/// How long a request takes where their number is looked at, so that they meet.
+const BUSY_FOR: Duration = Duration::from_millis(5);
+
+/// What a server is like.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Quirks {
+    /// Listings have so many keys a page.
+    pub(crate) page_keys: Option<i32>,
+    /// `If-None-Match` is taken and means nothing: Garage.
+    pub(crate) ignores_conditions: bool,
+    /// 501 for every header that the first S3 did not know.
+    pub(crate) refuses_new_headers: bool,
+    /// Trailers, chunked bodies and checksums of newer SDKs are refused.
+    pub(crate) refuses_trailers: bool,
+    /// Another entity tag in each answer.
+    pub(crate) wrong_etags: bool,
+    /// How far its clock is ahead.
+    pub(crate) skew_seconds: i64,
+    /// With more requests than this at once, the others are answered 503.
+    pub(crate) at_once_max: Option<usize>,
 }
 
-impl Asked {
-    /// A header, empty where there is none.
-    pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", String::as_str)
-    }
-
-    /// The region that it was signed for.
-    pub(crate) fn region(&self) -> &str {
-        self.header("authorization").split('/').nth(2).unwrap_or("")
-    }
-
-    fn parse(head: &str) -> Asked {
-        let mut lines = head.split("\r\n");
-        let mut words = lines.next().unwrap_or("").split(' ').map(str::to_owned);
-        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-        Asked { method, target, headers: lines.filter_map(header).collect() }
-    }
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// 503 SlowDown; nothing is done.
+    SlowDown,
+    /// 500; nothing is done.
+    Internal,
+    /// The connection is closed; nothing is done.
+    Reset,
+    /// It is done and the connection is closed.
+    ResetAfter,
+    /// Its body is not read, it is not done and there is no answer.
+    Stall,
+    /// It is done, and the answer stops before its end.
+    StallInBody,
+    /// It is done, and the connection is closed before the end of the answer.
+    Truncate,
 }
 
-/// Makes an answer of a status and a body.
-pub(crate) fn answer(status: &str, body: &str) -> Option<String> {
-    Some(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()))
+/// A fault for so many requests of a kind that have that in their key or query.
+struct Order {
+    operation: Operation,
+    key: &'static str,
+    fault: Fault,
+    times: usize,
 }
 
-/// Makes a refusal in the words of S3.
-pub(crate) fn refusal(status: &str, code: &str, more: &str) -> Option<String> {
-    answer(status, &format!("<Error><Code>{code}</Code><Message>no</Message>{more}</Error>"))
+struct State {
+    service: S3Service,
+    quirks: Quirks,
+    orders: Mutex<VecDeque<Order>>,
+    asked: AtomicU64,
+    under_way: AtomicUsize,
+    etags: AtomicU64,
 }
 
-/// A listing of nothing.
-pub(crate) fn empty_listing() -> Option<String> {
-    answer("200 OK", "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
-}
-
-/// A certificate or key of the tests.
-pub(crate) fn pem(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name)
-}
-
-type Answers = dyn Fn(&Asked) -> Option<String> + Send + Sync;
-
-/// A running server; dropping it stops the server.
+/// The server; it ends when dropped.
 pub(crate) struct Quirky {
     pub(crate) port: u16,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    stops: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    state: Arc<State>,
+    runtime: Option<Runtime>,
+    _folder: tempfile::TempDir,
 }
 
 impl Quirky {
-    /// Answers as `answers` does; what it has no answer to goes to the server on port `real`.
-    pub(crate) fn before(real: u16, answers: impl Fn(&Asked) -> Option<String> + Send + Sync + 'static) -> Quirky {
-        Quirky::start(real, None, Arc::new(answers))
-    }
-
-    /// Speaks TLS, to who shows a certificate of the tests' authority only.
-    pub(crate) fn secured(real: u16) -> Quirky {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(pem("ca.pem")).unwrap()).unwrap();
-        let verifier = WebPkiClientVerifier::builder(roots.into()).allow_unauthenticated().build().unwrap();
-        let chain = vec![CertificateDer::from_pem_file(pem("server.pem")).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(pem("server.key")).unwrap();
-        let config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key);
-        Quirky::start(real, Some(config.unwrap().into()), Arc::new(|_: &Asked| None))
-    }
-
-    fn start(real: u16, tls: Option<Arc<ServerConfig>>, answers: Arc<Answers>) -> Quirky {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (asked, stops) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (seen, ends) = (asked.clone(), stops.clone());
-        let thread = std::thread::spawn(move || {
-            for socket in listener.incoming().flatten() {
-                if ends.load(Ordering::Relaxed) {
-                    return;
-                }
-                let (answers, seen, tls) = (answers.clone(), seen.clone(), tls.clone());
-                std::thread::spawn(move || serve(socket, real, tls, &*answers, &seen));
-            }
+    /// Begins to serve the bucket `bucket`, which is empty.
+    pub(crate) fn serve(quirks: Quirks) -> Quirky {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("bucket")).unwrap();
+        let files = s3s_fs::FileSystem::new(folder.path()).unwrap();
+        let mut builder = S3ServiceBuilder::new(Storage { files, quirks });
+        builder.set_auth(SimpleAuth::from_single(KEYS.0, KEYS.1));
+        let state = Arc::new(State {
+            service: builder.build(),
+            quirks,
+            orders: Mutex::default(),
+            asked: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+            etags: AtomicU64::new(0),
         });
-        Quirky { port, asked, stops, thread: Some(thread) }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        runtime.spawn(accept(listener, state.clone()));
+        Quirky { port, state, runtime: Some(runtime), _folder: folder }
     }
 
-    /// What was asked so far.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    /// Orders a fault for the next requests of a kind that have `key` in their key or query.
+    pub(crate) fn order(&self, operation: Operation, key: &'static str, fault: Fault, times: usize) {
+        self.state.orders.lock().unwrap().push_back(Order { operation, key, fault, times });
+    }
+
+    /// Takes all orders back.
+    pub(crate) fn heal(&self) {
+        self.state.orders.lock().unwrap().clear();
+    }
+
+    /// Requests since the last call.
+    pub(crate) fn asked(&self) -> u64 {
+        self.state.asked.swap(0, Ordering::SeqCst)
+    }
+
+    pub(crate) fn location(&self) -> StoreLocation {
+        format!("s3://127.0.0.1:{}/bucket/kloset", self.port).parse().unwrap()
+    }
+
+    /// Options with short limits: a silence is one after half a second, and after two it is enough.
+    pub(crate) fn options(&self) -> S3Options {
+        S3Options {
+            access_key: Some(KEYS.0.to_owned()),
+            secret_access_key: Some(KEYS.1.into()),
+            use_tls: false,
+            stall_timeout: Duration::from_millis(500),
+            upload_stall_timeout: Duration::from_millis(500),
+            retry: RetryOptions {
+                budget: Duration::from_secs(2),
+                pause_first: Duration::from_millis(10),
+                entropy: Entropy::seeded(7),
+                ..RetryOptions::default()
+            },
+            ..S3Options::default()
+        }
+    }
+
+    pub(crate) fn store(&self) -> Store {
+        Store::open(&self.location(), &self.options()).unwrap()
+    }
+
+    pub(crate) fn bucket(&self) -> Bucket {
+        Bucket::open(&self.location(), &self.options()).unwrap()
+    }
+
+    /// The words by which the program gets to know it.
+    pub(crate) fn entry(&self) -> [String; 4] {
+        let keys = [format!("access_key={}", KEYS.0), format!("secret_access_key={}", KEYS.1)];
+        let [key, secret] = keys;
+        [self.location().to_string(), key, secret, "use_tls=false".to_owned()]
     }
 }
 
 impl Drop for Quirky {
     fn drop(&mut self) {
-        self.stops.store(true, Ordering::Relaxed);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        // Requests that stall are not waited for.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
 }
 
-fn serve(socket: TcpStream, real: u16, tls: Option<Arc<ServerConfig>>, answers: &Answers, seen: &Mutex<Vec<Asked>>) {
-    let _ = socket.set_read_timeout(Some(Duration::from_secs(30)));
-    // A client that goes away is none of our business.
-    let _ = match tls {
-        None => exchange(socket, None, real, answers, seen),
-        Some(config) => {
-            let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), socket);
-            while stream.conn.is_handshaking() {
-                if stream.conn.complete_io(&mut stream.sock).is_err() {
-                    return;
-                }
+async fn accept(listener: std::net::TcpListener, state: Arc<State>) {
+    let listener = TcpListener::from_std(listener).unwrap();
+    while let Ok((socket, _)) = listener.accept().await {
+        let state = state.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| state.clone().answer(request));
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
+        });
+    }
+}
+
+/// The connection is to be closed.
+type Closed = std::io::Error;
+
+impl State {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Closed> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some((status, code)) = self.refusal(request.headers()) {
+            return Ok(refused(status, &code));
+        }
+        if let Some(most) = self.quirks.at_once_max {
+            let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            tokio::time::sleep(BUSY_FOR).await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            if now > most {
+                return Ok(refused(503, "SlowDown"));
             }
-            let is_known = stream.conn.peer_certificates().is_some();
-            exchange(stream, Some(is_known), real, answers, seen)
         }
-    };
+        let fault = self.fault(&request);
+        match fault {
+            Some(Fault::SlowDown) => return Ok(refused(503, "SlowDown")),
+            Some(Fault::Internal) => return Ok(refused(500, "InternalError")),
+            Some(Fault::Reset) => return Err(Closed::other("reset")),
+            Some(Fault::Stall) => {
+                std::future::pending::<Infallible>().await;
+            }
+            _ => {}
+        }
+        let answer = self.service.call(request.map(Body::from)).await.map_err(|_| Closed::other("no answer"))?;
+        match fault {
+            Some(Fault::ResetAfter) => Err(Closed::other("reset")),
+            Some(fault) => Ok(cut(answer, fault).await),
+            None => Ok(self.tagged(answer)),
+        }
+    }
+
+    /// What is refused whatever it is.
+    fn refusal(&self, headers: &HeaderMap) -> Option<(u16, String)> {
+        const KNOWN: [&str; 11] = [
+            "accept",
+            "authorization",
+            "content-length",
+            "content-type",
+            "date",
+            "expect",
+            "host",
+            "range",
+            "user-agent",
+            "x-amz-content-sha256",
+            "x-amz-date",
+        ];
+        let is_new = |name: &&str| !KNOWN.contains(name);
+        let is_of_new_sdks = |name: &&str| {
+            ["x-amz-trailer", "transfer-encoding", "x-amz-sdk-checksum-algorithm"].contains(name)
+                || name.starts_with("x-amz-checksum-")
+        };
+        let mut names = headers.keys().map(hyper::header::HeaderName::as_str);
+        if self.quirks.refuses_new_headers && names.by_ref().any(|name| is_new(&name)) {
+            return Some((501, "NotImplemented".to_owned()));
+        }
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is_streamed = text("x-amz-content-sha256").starts_with("STREAMING-");
+        if self.quirks.refuses_trailers && (is_streamed || names.any(|name| is_of_new_sdks(&name))) {
+            return Some((400, "InvalidArgument".to_owned()));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 + self.quirks.skew_seconds;
+        let signed = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text("x-amz-date")).ok()?;
+        let signed = signed.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp().as_second();
+        (signed.abs_diff(now) > SKEW_SECONDS_MAX as u64).then(|| (403, "RequestTimeTooSkewed".to_owned()))
+    }
+
+    fn fault(&self, request: &Request<Incoming>) -> Option<Fault> {
+        let operation = match *request.method() {
+            Method::PUT => Operation::Put,
+            Method::DELETE => Operation::Delete,
+            _ if request.uri().query().is_some_and(|query| query.contains("list-type")) => Operation::List,
+            _ => Operation::Get,
+        };
+        let mut orders = self.orders.lock().unwrap();
+        let fits = |order: &&mut Order| order.operation == operation && request.uri().to_string().contains(order.key);
+        let order = orders.iter_mut().find(fits)?;
+        let fault = order.fault;
+        order.times -= 1;
+        orders.retain(|order| order.times > 0);
+        Some(fault)
+    }
+
+    fn tagged(&self, mut answer: Response<Body>) -> Response<Body> {
+        if self.quirks.wrong_etags && answer.headers().contains_key("etag") {
+            let etag = format!("\"{:032x}\"", self.etags.fetch_add(1, Ordering::SeqCst));
+            answer.headers_mut().insert("etag", etag.parse().unwrap());
+        }
+        answer
+    }
 }
 
-/// Passes one request on, or answers it.
-fn exchange(
-    mut client: impl Read + Write,
-    is_known: Option<bool>,
-    real: u16,
-    answers: &Answers,
-    seen: &Mutex<Vec<Asked>>,
-) -> io::Result<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        client.read_exact(&mut byte)?;
-        head.push(byte[0]);
+fn refused(status: u16, code: &str) -> Response<Body> {
+    let text = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
+    Response::builder().status(status).body(Body::from(text)).unwrap()
+}
+
+/// An answer that says how long it is and does not come to its end.
+async fn cut(answer: Response<Body>, fault: Fault) -> Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    let content = BodyExt::collect(body).await.unwrap().to_bytes();
+    parts.headers.insert("content-length", content.len().into());
+    let first = Ok(Frame::data(content.slice(..content.len() * 15 / 16)));
+    let end = async move {
+        if fault == Fault::StallInBody {
+            std::future::pending::<Infallible>().await;
+        }
+        // What was written is sent before it is over.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Err::<Frame<Bytes>, _>(Closed::other("truncated"))
+    };
+    let body = StreamBody::new(stream::iter([first]).chain(stream::once(end)));
+    Response::from_parts(parts, Body::http_body_unsync(body))
+}
+
+/// A folder, with what goes into and out of it changed on the way.
+struct Storage {
+    files: s3s_fs::FileSystem,
+    quirks: Quirks,
+}
+
+#[async_trait::async_trait]
+impl S3 for Storage {
+    async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        self.files.get_object(req).await
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let asked = Asked::parse(&head);
-    let mut body = vec![0; asked.header("content-length").parse().unwrap_or(0)];
-    client.read_exact(&mut body)?;
-    seen.lock().unwrap().push(asked.clone());
-    let own = if is_known == Some(false) { refusal("403 Forbidden", "NoCertificate", "") } else { answers(&asked) };
-    if let Some(own) = own {
-        client.write_all(own.as_bytes())?;
-        return client.flush();
+
+    async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        self.files.head_object(req).await
     }
-    let mut upstream = TcpStream::connect(("127.0.0.1", real))?;
-    upstream.write_all(head.trim_end_matches("\r\n").as_bytes())?;
-    upstream.write_all(b"\r\nconnection: close\r\n\r\n")?;
-    upstream.write_all(&body)?;
-    io::copy(&mut upstream, &mut client)?;
-    client.flush()
+
+    async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        if self.quirks.ignores_conditions {
+            req.input.if_none_match = None;
+        }
+        self.files.put_object(req).await
+    }
+
+    async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.files.delete_object(req).await
+    }
+
+    async fn list_objects_v2(
+        &self,
+        mut req: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        req.input.max_keys = self.quirks.page_keys.or(req.input.max_keys);
+        self.files.list_objects_v2(req).await
+    }
 }

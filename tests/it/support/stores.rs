@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -214,6 +215,8 @@ pub(crate) enum Fault {
     Delay,
     /// The body is shorter than it says.
     ShortBody,
+    /// The body, or the listing, breaks off in the middle.
+    BreakOff,
     /// One bit of the body is flipped.
     FlipBit,
     /// The listing lacks what was put last.
@@ -251,15 +254,13 @@ struct Chaos {
 pub(crate) struct Faulty {
     inner: Arc<dyn ObjectStore>,
     chaos: Arc<Mutex<Chaos>>,
-    /// How often a request is repeated, as the client of a bucket does below `Store`.
-    retries: usize,
 }
 
 impl Faulty {
-    pub(crate) fn new(inner: Arc<dyn ObjectStore>, seed: u64, retries: usize) -> Self {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, seed: u64) -> Self {
         let chaos =
             Chaos { rules: Vec::new(), random: Random::new(seed), burst: 0, put: Vec::new(), broken: Vec::new() };
-        Self { inner, chaos: Arc::new(Mutex::new(chaos)), retries }
+        Self { inner, chaos: Arc::new(Mutex::new(chaos)) }
     }
 
     /// Breaks requests by these rules from now on.
@@ -280,7 +281,7 @@ impl Faulty {
         let chaos = &mut *guard;
         if chaos.burst > 0 {
             chaos.burst -= 1;
-            return Some(Fault::Before);
+            return Some(Fault::Burst);
         }
         let mut fate = None;
         for (rule, calls) in &mut chaos.rules {
@@ -301,37 +302,38 @@ impl Faulty {
         fate
     }
 
-    /// Runs a request under its fate, again where the client would.
+    /// Runs a request under its fate.
     async fn run<T, F: Future<Output = Result<T>>>(
         &self,
         operation: Operation,
         name: &str,
-        effect: impl Fn() -> F,
+        effect: impl FnOnce() -> F,
     ) -> Result<(T, Option<Fault>)> {
-        let mut repeated = 0;
-        loop {
-            let fate = self.fate(operation, name);
-            let outage = |what: &str| {
-                let source = format!("injected: {what} of {operation:?} \"{name}\"").into();
-                Error::Generic { store: "Faulty", source }
-            };
-            let result = match fate {
-                Some(Fault::Before) => Err(outage("failure")),
-                Some(Fault::Burst) => Err(outage("503 Slow Down")),
-                Some(Fault::After) => effect().await.and(Err(outage("lost reply"))),
-                Some(Fault::Delay) => {
-                    tokio::time::sleep(Duration::from_millis(3)).await;
-                    effect().await
-                }
-                _ => effect().await,
-            };
-            match result {
-                Err(Error::Generic { .. }) if repeated < self.retries => repeated += 1,
-                Err(error) => return Err(error),
-                Ok(value) => return Ok((value, fate)),
+        let fate = self.fate(operation, name);
+        let value = match fate {
+            Some(Fault::Before) => Err(broken()),
+            Some(Fault::Burst) => Err(busy()),
+            Some(Fault::After) => effect().await.and(Err(broken())),
+            Some(Fault::Delay) => {
+                tokio::time::sleep(Duration::from_millis(3)).await;
+                effect().await
             }
-        }
+            _ => effect().await,
+        };
+        Ok((value?, fate))
     }
+}
+
+/// What the client of a bucket says when a connection breaks.
+fn broken() -> Error {
+    let source = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "injected: the connection was reset");
+    Error::Generic { store: "Faulty", source: HttpError::new(HttpErrorKind::Interrupted, source).into() }
+}
+
+/// What it says when the server is busy.
+fn busy() -> Error {
+    let text = "Server returned non-2xx status code: 503 Slow Down: <Code>SlowDown</Code><Message>injected</Message>";
+    Error::Generic { store: "Faulty", source: text.into() }
 }
 
 impl fmt::Debug for Faulty {
@@ -358,18 +360,23 @@ impl ObjectStore for Faulty {
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         let get = || self.inner.get_opts(at, options.clone());
         let (mut result, fate) = self.run(Operation::Get, at.as_ref(), get).await?;
-        let (Some(Fault::ShortBody | Fault::FlipBit), false) = (fate, options.head) else { return Ok(result) };
+        let is_changed = matches!(fate, Some(Fault::ShortBody | Fault::BreakOff | Fault::FlipBit));
+        if !is_changed || options.head {
+            return Ok(result);
+        }
         let (meta, range) = (result.meta.clone(), result.range.clone());
         let (attributes, extensions) = (std::mem::take(&mut result.attributes), result.extensions.clone());
         let mut content = result.bytes().await?.to_vec();
         let place = self.chaos.lock().unwrap().random.below(content.len().max(1) as u64);
         let place = usize::try_from(place).unwrap();
         match fate {
-            Some(Fault::ShortBody) => content.truncate(place),
+            Some(Fault::ShortBody | Fault::BreakOff) => content.truncate(place),
             _ if !content.is_empty() => content[place] ^= 1 << (place % 8),
             _ => {}
         }
-        let payload = GetResultPayload::Stream(futures::stream::iter([Ok(Bytes::from(content))]).boxed());
+        let end = (fate == Some(Fault::BreakOff)).then(|| Err(broken()));
+        let parts = [Ok(Bytes::from(content))].into_iter().chain(end);
+        let payload = GetResultPayload::Stream(futures::stream::iter(parts).boxed());
         Ok(GetResult { payload, meta, range, attributes, extensions })
     }
 
@@ -384,7 +391,11 @@ impl ObjectStore for Faulty {
                 let last = chaos.put.iter().rev().take(3).cloned().collect::<Vec<_>>();
                 listed.retain(|meta| !last.contains(&meta.location));
             }
-            Ok::<_, Error>(futures::stream::iter(listed.into_iter().map(Ok)))
+            let is_broken = fate == Some(Fault::BreakOff);
+            if is_broken {
+                listed.truncate(listed.len() / 2);
+            }
+            Ok::<_, Error>(futures::stream::iter(listed.into_iter().map(Ok).chain(is_broken.then(|| Err(broken())))))
         };
         futures::stream::once(listed).try_flatten().boxed()
     }
