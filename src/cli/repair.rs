@@ -80,7 +80,8 @@ pub(crate) fn run(args: RepairArgs, global: &Global, out: &mut Output) -> Result
     } else {
         tell(&report, out)?;
     }
-    let is_done = !report.is_needed() || report.applied && report.is_whole();
+    // Packs that an interrupted backup left are listed anew, and are no damage.
+    let is_done = !report.check.is_damaged() || report.applied && report.is_whole();
     Ok(if is_done { Exit::Done } else { Exit::Damaged })
 }
 
@@ -167,6 +168,7 @@ fn tell(report: &RepairReport, out: &mut Output) -> Result<(), CliError> {
     let end = match (report.applied, report.is_whole()) {
         (true, true) => "repaired: everything that snapshots hold can be read",
         (true, false) => "repaired as far as it goes: something is lost or left",
+        (false, true) if !report.check.is_damaged() => "no damage found; nothing is changed without --apply",
         (false, true) => "nothing is changed without --apply; everything would be readable again",
         (false, false) => {
             "nothing is changed without --apply; --source and --from name where lost content may still be found"
