@@ -97,7 +97,7 @@ pub enum ArchiveError {
     Stopped,
 }
 
-/// A form of archive being written. Dropped without an end it leaves what nobody takes for whole.
+/// A form of archive being written.
 trait Form {
     /// Begins an entry; `link` is the path of the same file before, where there was one.
     fn entry(&mut self, path: &[u8], node: &Node, link: Option<&[u8]>) -> io::Result<Outcome>;
@@ -107,6 +107,8 @@ trait Form {
     fn end_content(&mut self) -> io::Result<()>;
     /// Tells whether another name of a file is a link to the first one.
     fn has_links(&self) -> bool;
+    /// Breaks the archive off, so that nobody takes what was written for whole.
+    fn break_off(&mut self) -> io::Result<()>;
     /// Ends the archive.
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
@@ -141,25 +143,22 @@ pub fn archive<'a>(
         ArchiveFormat::TarZst => Box::new(tar::Tar::new(pack::Packed::zstd(out)?)),
         ArchiveFormat::Zip => Box::new(zip::Zip::new(out)),
     };
-    let mut writing = Writing { monitor, report: ArchiveReport::default(), unheld: BTreeMap::new() };
-    if let Start::Folder(_, Some(top)) = &start {
-        writing.entry(&mut *form, b".", top.node(), None)?;
-        form.end_content()?;
-    }
-    let mut walk = Walk::new(reader, runtime.clone(), start, base, form.has_links());
-    while let Some(next) = walk.next()? {
-        if monitor.stopped() {
-            return Err(ArchiveError::Stopped);
+    let begun = Writing { monitor, report: ArchiveReport::default(), unheld: BTreeMap::new() };
+    let top = match &start {
+        Start::Folder(_, top) => top.clone(),
+        Start::Entry(_) => None,
+    };
+    let walk = Walk::new(reader, runtime.clone(), start, base, form.has_links());
+    match begun.all(&mut *form, top, walk) {
+        Ok(report) => {
+            form.finish()?;
+            Ok(report)
         }
-        match next {
-            Next::Entry { path, item, link } => writing.entry(&mut *form, &path, Item::node(&item), link.as_deref())?,
-            Next::Content(bytes) => form.content(&bytes)?,
-            Next::End => form.end_content()?,
+        Err(error) => {
+            let _ = form.break_off(); // the failure before is what is told
+            Err(error)
         }
     }
-    form.finish()?;
-    writing.report.unheld = writing.unheld.into_values().collect();
-    Ok(writing.report)
 }
 
 struct Writing<'a> {
@@ -169,6 +168,25 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
+    fn all(mut self, form: &mut dyn Form, top: Option<Item>, mut walk: Walk) -> Result<ArchiveReport, ArchiveError> {
+        if let Some(top) = top {
+            self.entry(form, b".", top.node(), None)?;
+            form.end_content()?;
+        }
+        while let Some(next) = walk.next()? {
+            if self.monitor.stopped() {
+                return Err(ArchiveError::Stopped);
+            }
+            match next {
+                Next::Entry { path, item, link } => self.entry(form, &path, item.node(), link.as_deref())?,
+                Next::Content(bytes) => form.content(&bytes)?,
+                Next::End => form.end_content()?,
+            }
+        }
+        self.report.unheld = self.unheld.into_values().collect();
+        Ok(self.report)
+    }
+
     fn entry(
         &mut self,
         form: &mut dyn Form,

@@ -89,6 +89,16 @@ impl<'a, W: Write + 'a> Form for Tar<'a, W> {
         true
     }
 
+    /// In the middle of a file its length tells. Between two entries tar programs take the end of the bytes for the end of
+    /// the archive, so a header of content that does not come is written.
+    fn break_off(&mut self) -> io::Result<()> {
+        if self.left == 0 {
+            self.end_content()?;
+            self.out.write_all(header(b"THIS-ARCHIVE-IS-NOT-WHOLE", EntryType::Regular, BLOCK_BYTES)?.as_bytes())?;
+        }
+        self.out.flush()
+    }
+
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         self.pad(2 * BLOCK_BYTES)?;
         self.out.finish()
@@ -222,6 +232,19 @@ mod tests {
         let mut out = Vec::new();
         record(&mut out, b"path", b"\xff");
         assert_eq!(out, b"10 path=\xff\n");
+    }
+
+    #[test]
+    fn an_archive_that_is_broken_off_between_two_entries_ends_in_the_middle_of_one() {
+        let mut out = Vec::new();
+        let node = crate::repo::tree::tests::node(b"a", NodeKind::Fifo);
+        let mut tar = Tar::new(Packed::plain(&mut out));
+        tar.entry(b"a", &Node { xattrs: vec![], ..node }, None).unwrap();
+        tar.end_content().unwrap();
+        tar.break_off().unwrap();
+        drop(tar);
+        let last = Header::from_byte_slice(&out[out.len() - 512..]);
+        assert_eq!(last.size().unwrap(), 512, "and nothing follows");
     }
 
     #[test]

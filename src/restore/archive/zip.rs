@@ -73,6 +73,11 @@ impl<W: Write> Form for Zip<W> {
         false
     }
 
+    /// Without the list at its end it is no archive.
+    fn break_off(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn finish(self: Box<Self>) -> io::Result<()> {
         ManuallyDrop::into_inner(self.out).finish()?.into_inner().flush()
     }
