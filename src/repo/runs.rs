@@ -10,7 +10,7 @@ impl Runs {
     /// Returns the set of one number.
     #[must_use]
     pub fn of(number: u32) -> Self {
-        Self([number..number + 1].into())
+        Self(std::iter::once(number..number + 1).collect())
     }
 
     /// Adds all numbers of another set.

@@ -13,6 +13,7 @@ use kloset_mount::store::{
 
 use crate::support::guard::{Asked, Guard, answer, empty_listing, pem, refusal};
 use crate::support::program::{Program, may_mount};
+use crate::support::rights;
 use crate::support::s3::{S3Server, S3ServerOptions};
 
 const CUSTOMER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -425,9 +426,8 @@ fn may_back_up(operation: &str, asked: &str) -> bool {
 
 #[test]
 fn a_key_without_the_right_to_delete_creates_backs_up_mounts_and_restores() {
-    let program = Program::over(&[("a", b"one"), ("deep/b", b"two")], |options| {
-        S3Server::start_with_rights(options, may_back_up)
-    });
+    let files: [(&str, &[u8]); 2] = [("a", b"one"), ("deep/b", b"two")];
+    let program = Program::over(&files, |options| rights::start(options, may_back_up));
     let policy = program.run(&["store", "policy", "--for", "backup", "s3"]);
     let policy: serde_json::Value = serde_json::from_slice(&policy.stdout).unwrap();
     assert_eq!(policy["Statement"][0]["Action"], serde_json::json!(["s3:ListBucket"]));

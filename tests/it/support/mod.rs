@@ -10,6 +10,7 @@ pub(crate) mod mounted;
 pub(crate) mod program;
 pub(crate) mod quirky;
 pub(crate) mod random;
+pub(crate) mod rights;
 pub(crate) mod s3;
 pub(crate) mod scratch;
 pub(crate) mod stores;

@@ -8,10 +8,9 @@ use std::sync::mpsc;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder as ConnectionBuilder;
-use s3s::access::{S3Access, S3AccessContext};
+use s3s::S3;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{S3, S3Result};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -53,18 +52,8 @@ impl S3Server {
         S3Server::serve(builder.build(), port)
     }
 
-    /// Starts to serve a folder to a key that may do what `may` allows: operations by their name and resource.
-    pub(crate) fn start_with_rights(options: &S3ServerOptions<'_>, may: May) -> std::io::Result<S3Server> {
-        std::fs::create_dir_all(options.folder.join(options.bucket))?;
-        let files =
-            s3s_fs::FileSystem::new(options.folder).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-        let mut builder = S3ServiceBuilder::new(files);
-        builder.set_auth(SimpleAuth::from_single(options.access_key, options.secret_key));
-        builder.set_access(Rights(may));
-        S3Server::serve(builder.build(), options.port)
-    }
-
-    fn serve(service: S3Service, port: u16) -> std::io::Result<S3Server> {
+    /// Starts to serve what was put together.
+    pub(crate) fn serve(service: S3Service, port: u16) -> std::io::Result<S3Server> {
         let listener = std::net::TcpListener::bind(("127.0.0.1", port))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -75,22 +64,6 @@ impl S3Server {
             .spawn(move || serve(listener, service, stopped, &ready))?;
         is_ready.recv().map_err(|_| std::io::Error::other("the S3 server did not start"))?;
         Ok(S3Server { port, stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-/// Says whether an operation (`GetObject`, ...) on a path and query is allowed.
-pub(crate) type May = fn(&str, &str) -> bool;
-
-struct Rights(May);
-
-#[async_trait::async_trait]
-impl S3Access for Rights {
-    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let asked = context.uri().path_and_query().map_or("", |asked| asked.as_str());
-        match (self.0)(context.s3_op().name(), asked) {
-            true => Ok(()),
-            false => Err(s3s::s3_error!(AccessDenied, "not with this key")),
-        }
     }
 }
 
