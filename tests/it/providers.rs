@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kloset_mount::store::{
-    Addressing, Bucket, Encryption, KeyPair, Network, Outage, ReadAgain, S3Options, Secret, Store, StoreError,
+    Addressing, Bucket, Encryption, KeyPair, Network, Outage, ReadAgain, RetryOptions, S3Options, Secret, Store,
+    StoreError,
 };
 
 use crate::support::guard::{Asked, Guard, answer, empty_listing, pem, refusal};
@@ -70,7 +71,7 @@ fn options() -> S3Options {
         access_key: Some("K".to_owned()),
         secret_access_key: Some("S".into()),
         use_tls: false,
-        retries_max: 1,
+        retry: RetryOptions { times_max: 1, ..RetryOptions::default() },
         ..S3Options::default()
     }
 }

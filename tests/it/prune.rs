@@ -481,7 +481,7 @@ fn a_key_that_can_only_write_and_a_store_that_refuses_to_delete_change_nothing()
     assert!(matches!(try_prune(&kloset), Err(RepoError::WriteOnly)));
     assert_eq!(listed(&kloset, ""), before);
 
-    let faulty = Faulty::new(Arc::new(world.state()), 1, 0);
+    let faulty = Faulty::new(Arc::new(world.state()), 1);
     let kloset = Kloset::open(faulty.clone()).unwrap();
     faulty.set(&[Rule { operation: Operation::Delete, prefix: "", calls: 0..1000, one_in: 1, fault: Fault::Before }]);
     let error = try_prune(&kloset).unwrap_err();

@@ -63,7 +63,7 @@ fn a_crash_while_tags_change_leaves_one_or_both_and_the_same_again_ends_it() {
 
 #[test]
 fn where_nothing_may_be_deleted_both_stay_and_the_same_again_only_deletes() {
-    let faulty = Faulty::new(Arc::new(InMemory::new()), 1, 0);
+    let faulty = Faulty::new(Arc::new(InMemory::new()), 1);
     let kloset = Kloset::create(faulty.clone());
     let source = Source::random(2, 5);
     let name = kloset.backup(source.path()).name;
