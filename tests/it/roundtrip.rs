@@ -12,11 +12,13 @@ use crate::support::tree::{Source, compare, rsync_differences};
 struct Machine {
     home: tempfile::TempDir,
     mounted: Option<PathBuf>,
+    /// In the place of the passphrase, which takes its time at every command.
+    key: Option<PathBuf>,
 }
 
 impl Machine {
     fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap(), mounted: None }
+        Self { home: tempfile::tempdir().unwrap(), mounted: None, key: None }
     }
 
     fn run(&self, line: &[&str]) -> Output {
@@ -25,7 +27,8 @@ impl Machine {
             .env("HOME", self.home.path())
             .env("XDG_CONFIG_HOME", self.home.path().join("config"))
             .env("XDG_STATE_HOME", self.home.path().join("state"))
-            .env("KLOSET_PASSPHRASE", "correct horse battery staple")
+            .envs(self.key.as_ref().map(|key| ("KLOSET_KEY_FILE", key.as_os_str())))
+            .envs(self.key.is_none().then_some(("KLOSET_PASSPHRASE", "correct horse battery staple")))
             .env_remove("KLOSET_REPOSITORY")
             .output()
             .unwrap()
@@ -165,6 +168,9 @@ fn what_is_synced_to_other_keys_on_another_server_and_back_is_the_source() {
     let key = machine.home.path().join("other.key");
     std::fs::write(&key, "cd".repeat(32)).unwrap();
     let key = key.to_str().unwrap().to_owned();
+    let own = machine.home.path().join("own.key");
+    std::fs::write(&own, "ab".repeat(32)).unwrap();
+    machine.key = Some(own);
     machine.done(&["at", "@first", "create"]);
     machine.done(&["at", "@second", "create", "--key-file", &key]);
     machine.done(&["at", "@first", "backup", path.to_str().unwrap(), "--tag", "a"]);
