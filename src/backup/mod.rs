@@ -39,7 +39,7 @@ use crate::repo::layout::{self, SnapshotName};
 use crate::repo::snapshot::{ByteText, ERRORS_BYTES_MAX, ERRORS_MAX, Manifest, SourceError, Summary, TEXTS_BYTES_MAX};
 use crate::repo::standing::Standing;
 use crate::repo::tree::{FileContent, Node, NodeKind, TreeRef};
-use crate::repo::writer::{Chunk, Writer, WriterOptions};
+use crate::repo::writer::{AGAIN_MAX, Chunk, Writer, WriterOptions};
 use crate::repo::{Repo, RepoError};
 use crate::store::StoreError;
 use bucket::Listing;
@@ -62,8 +62,6 @@ pub use stream::{Stream, StreamError, StreamSource};
 
 /// Batches between the walker and the writer.
 const BATCHES_AHEAD: usize = 8;
-/// A backup begins again at most so often because a prune took what it relied on.
-const AGAIN_MAX: usize = 3;
 /// Memory of the reader that follows the parent snapshot.
 const PARENT_READER_BYTES: usize = 48 << 20;
 

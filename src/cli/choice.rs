@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit::CliError;
-use crate::fs::filter::{Filter, Wanted};
+use crate::fs::filter::Filter;
 use crate::repo::layout::SnapshotName;
+use crate::repo::wanted::Wanted;
 use crate::repo::{Repo, RepoError};
 
 /// Options that choose.
@@ -25,7 +26,8 @@ pub(crate) struct ChoiceArgs {
 }
 
 impl ChoiceArgs {
-    fn wanted(&self) -> Wanted {
+    /// Returns what is chosen.
+    pub(super) fn wanted(&self) -> Wanted {
         let paths = self.path.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
         Wanted { hosts: self.host.clone(), tags: self.tag.clone(), paths }
     }

@@ -1,11 +1,9 @@
 //! The snapshots that a command over many of them is about.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::choice::ChoiceArgs;
 use super::entries::local_time;
 use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
@@ -15,20 +13,13 @@ use crate::repo::distinct::Walked;
 use crate::repo::layout::SnapshotName;
 use crate::repo::runs::Runs;
 use crate::repo::tree::Time;
-use crate::repo::wanted::{Rooted, Wanted, choose};
+use crate::repo::wanted::{Rooted, choose};
 
 /// Which snapshots are looked at; all without.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ChosenArgs {
-    /// Only snapshots of this host; may be repeated.
-    #[arg(long, value_name = "HOST")]
-    host: Vec<String>,
-    /// Only snapshots with this tag; may be repeated, and all have to be there.
-    #[arg(long, value_name = "TAG")]
-    tag: Vec<String>,
-    /// Only snapshots of this path, or of a folder above or below it; may be repeated.
-    #[arg(long, value_name = "PATH")]
-    path: Vec<PathBuf>,
+    #[command(flatten)]
+    choice: ChoiceArgs,
     /// Only this snapshot: `latest`, `latest~2` or the first characters of an id; may be repeated.
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Vec<String>,
@@ -43,8 +34,6 @@ pub(super) struct Chosen {
 impl Chosen {
     /// Opens the manifests; one that is damaged is told, and ends the command with 14.
     pub(super) fn open(kloset: &Kloset, args: &ChosenArgs, out: &mut Output) -> Result<Self, CliError> {
-        let paths = args.path.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
-        let wanted = Wanted { hosts: args.host.clone(), tags: args.tag.clone(), paths };
         let chosen = kloset.runtime.block_on(async {
             let mut names = kloset.repo.snapshots().await?;
             if !args.snapshot.is_empty() {
@@ -54,7 +43,7 @@ impl Chosen {
                 }
                 names.retain(|name| named.contains(name));
             }
-            choose(&kloset.repo, &names, &wanted).await
+            choose(&kloset.repo, &names, &args.choice.wanted()).await
         });
         let chosen = chosen.map_err(|error| kloset.resolved.explain(error.into()))?;
         chosen.damaged.iter().for_each(|(_, error)| out.warn(error));

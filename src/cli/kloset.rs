@@ -10,7 +10,7 @@ use super::cache::{CacheArgs, FINISH_WAIT};
 use super::exit::{CliError, Exit};
 use super::process;
 use super::repository::ResolvedRepository;
-use super::secret::{Ask, Unlock};
+use super::secret::{Ask, OtherSecretArgs, Unlock};
 use super::strength::StrengthArgs;
 use crate::cpu::Cpu;
 use crate::env::Env;
@@ -49,6 +49,23 @@ impl Kloset {
         let repo = repo.map_err(|error| resolved.explain(error.into()))?;
         resolved.remember_region(store.learned_region());
         Ok(Self { repo, runtime, resolved })
+    }
+
+    /// Opens the second kloset of a command: a copy of this one with the keys at hand, any other with its own secret.
+    pub(crate) fn open_other(
+        &self,
+        (resolved, store): (&ResolvedRepository, crate::store::Store),
+        secret: &OtherSecretArgs,
+        global: &Global,
+    ) -> Result<Repo, CliError> {
+        let failed = |error: RepoError| resolved.explain(error.into());
+        let replica = self.runtime.block_on(self.repo.open_replica(store.clone())).map_err(failed)?;
+        if let Some(repo) = replica {
+            return Ok(repo);
+        }
+        let secret = slot_secret(resolved.unlock_other(secret, global)?.value)?;
+        let (env, cpu) = (self.repo.env.clone(), self.repo.cpu.clone());
+        self.runtime.block_on(Repo::open(store, &secret, env, cpu)).map_err(failed)
     }
 
     /// Makes a new kloset.

@@ -14,6 +14,8 @@ use super::exit::{CliError, Exit};
 use super::kloset::Kloset;
 use super::names::safe;
 use super::output::Output;
+use super::repository::ResolvedRepository;
+use super::secret::OtherSecretArgs;
 use crate::backup::{self, BackupError};
 use crate::monitor::Monitor;
 use crate::repo::repair::{Outcome, RepairOptions, RepairReport, Verdict, Wanted, other, repair};
@@ -37,15 +39,8 @@ pub(crate) struct RepairArgs {
     /// Another kloset that has what is lost: a copy of this one, or one with the same snapshots; @NAME, a bucket or a folder.
     #[arg(long, value_name = "REPOSITORY")]
     pub from: Option<String>,
-    /// File that holds the passphrase of the other kloset [default: the same secret as for this one].
-    #[arg(long, value_name = "FILE", group = "other_secret", requires = "from")]
-    pub other_passphrase_file: Option<PathBuf>,
-    /// Command that prints the passphrase of the other kloset.
-    #[arg(long, value_name = "COMMAND", group = "other_secret", requires = "from")]
-    pub other_passphrase_command: Option<String>,
-    /// Key file of the other kloset.
-    #[arg(long, value_name = "FILE", group = "other_secret", requires = "from")]
-    pub other_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub other: OtherSecretArgs,
     /// Does what the plan says.
     #[arg(long)]
     pub apply: bool,
@@ -56,8 +51,11 @@ pub(crate) fn run(args: RepairArgs, global: &Global, out: &mut Output) -> Result
     for path in &args.source {
         std::fs::metadata(path).map_err(|error| CliError::usage(format!("--source {path:?}: {error}")))?;
     }
+    if args.from.is_none() && args.other != OtherSecretArgs::default() {
+        return Err(CliError::usage("the other kloset is not said: give --from"));
+    }
     let kloset = Kloset::open(global)?;
-    let other = args.from.as_ref().map(|from| open_other(&args, from, global)).transpose()?;
+    let other = args.from.as_ref().map(|from| open_other(&kloset, from, &args, global)).transpose()?;
     let options = RepairOptions { read_data: args.read_data, apply: args.apply };
     let monitor = Arc::new(Monitor::default());
     let progress = Progress::new(out, "repairing");
@@ -86,23 +84,17 @@ pub(crate) fn run(args: RepairArgs, global: &Global, out: &mut Output) -> Result
 }
 
 /// Opens the kloset that has what is lost.
-fn open_other(args: &RepairArgs, from: &str, global: &Global) -> Result<Kloset, CliError> {
-    let mut global = global.clone();
-    global.args.repository = Some(from.to_owned());
-    if args.other_passphrase_file.is_some() || args.other_passphrase_command.is_some() || args.other_key_file.is_some()
-    {
-        global.args.passphrase_file.clone_from(&args.other_passphrase_file);
-        global.args.passphrase_command.clone_from(&args.other_passphrase_command);
-        global.args.key_file.clone_from(&args.other_key_file);
-    }
-    Kloset::open(&global)
+fn open_other(kloset: &Kloset, from: &str, args: &RepairArgs, global: &Global) -> Result<Repo, CliError> {
+    let resolved = ResolvedRepository::named(from, global)?;
+    let store = resolved.open_store()?;
+    kloset.open_other((&resolved, store), &args.other, global)
 }
 
 /// Where what is lost may be found.
 struct Sources<'a> {
     args: &'a RepairArgs,
     kloset: &'a Kloset,
-    other: Option<&'a Kloset>,
+    other: Option<&'a Repo>,
     monitor: &'a Arc<Monitor>,
     /// What kept a folder from being read.
     failed: RefCell<Vec<BackupError>>,
@@ -114,7 +106,7 @@ impl Sources<'_> {
         let runtime = self.kloset.runtime.handle();
         let mut healed = HashSet::new();
         if let Some(other) = self.other {
-            healed.extend(other::heal_from(repo, runtime, &other.repo.without_cache(), wanted)?);
+            healed.extend(other::heal_from(repo, runtime, &other.without_cache(), wanted)?);
         }
         let mut lost = wanted.lost.clone();
         lost.content.retain(|id, _| !healed.contains(id));

@@ -79,7 +79,7 @@ impl NewSecretArgs {
 }
 
 /// Where the secret of a second repository comes from: the other options are the first one's.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct OtherSecretArgs {
     /// File that holds the passphrase of the other repository.
     #[arg(long, value_name = "FILE", group = "other_secret")]

@@ -10,7 +10,7 @@ use super::args::Global;
 use super::cache::{CacheArgs, FINISH_WAIT};
 use super::choice::ChoiceArgs;
 use super::exit::{CliError, Exit};
-use super::kloset::{Kloset, slot_secret};
+use super::kloset::Kloset;
 use super::output::Output;
 use super::progress::Progress;
 use super::repository::ResolvedRepository;
@@ -128,16 +128,8 @@ impl Other {
         let failed = |error: RepoError| hint(resolved.explain(error.into()));
         let (own, runtime) = (&kloset.repo, &kloset.runtime);
         let repo = match args.create_copy {
-            true => Some(runtime.block_on(own.create_replica(store.clone())).map_err(failed)?),
-            false => runtime.block_on(own.open_replica(store.clone())).map_err(failed)?,
-        };
-        let repo = match repo {
-            Some(repo) => repo,
-            None => {
-                let secret = slot_secret(resolved.unlock_other(&args.other, global)?.value)?;
-                let (env, cpu) = (own.env.clone(), own.cpu.clone());
-                runtime.block_on(Repo::open(store, &secret, env, cpu)).map_err(failed)?
-            }
+            true => runtime.block_on(own.create_replica(store)).map_err(failed)?,
+            false => kloset.open_other((&resolved, store), &args.other, global).map_err(hint)?,
         };
         Ok(Self { repo: with_cache(repo, &resolved, &args.cache, global), resolved })
     }
@@ -249,7 +241,7 @@ fn explain((kloset, other): (&Kloset, &Other), error: SyncError, (from, to): (&s
     match error {
         SyncError::From(error) => of(from, error),
         SyncError::To(error) => of(to, error),
-        SyncError::BaseGone(_) => CliError::failed(message),
+        SyncError::BaseGone(_) => CliError::failed(format!("{to}: {message}")),
         SyncError::Stopped => CliError::new(Exit::Interrupted, message),
     }
 }

@@ -80,7 +80,7 @@ pub enum RepoError {
         bytes_max: usize,
     },
     /// Packs that this session relies on were marked for deletion while it ran.
-    #[error("{0} packs in use were marked for deletion meanwhile: run the backup again")]
+    #[error("{0} packs in use were marked for deletion meanwhile: run the same again")]
     Pruned(usize),
     /// Another prune rewrote the index meanwhile.
     #[error("another prune is at work: what it does is not touched; run this one again later")]

@@ -119,7 +119,7 @@ pub struct PrunePlan {
     pub total: Amount,
     /// Marked long enough ago and not needed: to be deleted.
     pub delete: Amount,
-    /// Marked, and needed after all.
+    /// Marked, and needed after all: to be marked anew, not deleted.
     pub spare: Amount,
     /// Marked not long enough ago.
     pub waiting: Amount,
@@ -196,6 +196,8 @@ pub async fn apply(repo: &Repo, options: &PruneOptions, progress: Progress<'_>) 
     repo.store.delete_all(&names).await?;
     let moved: Vec<_> = moved_gone.iter().map(|id| layout::moved_name(*id)).collect();
     repo.store.delete_all(&moved).await?;
+    // What is spared stays marked: it may be damaged, and no writer is to rely on it.
+    mark(repo, choice.spare.iter().map(|place| look.packs.at(*place).id).collect()).await?;
     let lists: Vec<_> = look.lists.iter().filter(|l| l.is_due).map(|l| layout::pending_name(l.id)).collect();
     repo.store.delete_all(&lists).await?;
     progress(Stage::Delete, plan.delete.packs, plan.delete.packs);
@@ -293,7 +295,7 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
 /// Returns about what an `apply` takes: the look again, and what it does.
 fn requests(look: &Look, plan: &PrunePlan, (before, after): (&StoreCounts, &StoreCounts)) -> Requests {
     let due = look.lists.iter().filter(|list| list.is_due).count() as u64;
-    let lists_put = u64::from(plan.mark.packs > 0) + u64::from(plan.repack.packs > 0);
+    let lists_put = [plan.mark, plan.spare, plan.repack].iter().filter(|amount| amount.packs > 0).count() as u64;
     let new_packs = plan.repack_bytes_written.div_ceil(super::pack::DATA_PACK_BYTES as u64);
     Requests {
         lists: after.lists - before.lists + u64::from(plan.runs.1 > 0) + u64::from(plan.delete.packs > 0),

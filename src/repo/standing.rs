@@ -88,7 +88,7 @@ const LATE_MS: i64 = 6 * 3_600_000;
 ///
 /// # Errors
 /// What `check` says; [`RepoError::Store`].
-pub(super) async fn put_checked(
+pub(crate) async fn put_checked(
     repo: &Repo,
     name: &str,
     object: Bytes,
@@ -110,16 +110,54 @@ pub(super) async fn put_checked(
     still
 }
 
-/// Makes sure that packs of one session are there and stay, before an index run names them: a prune may have taken them
-/// for left over, and whoever finds a duplicate believes the run.
+/// Makes sure that packs are there and stay, before an index run names them: a prune may have taken them for left over,
+/// and whoever finds a duplicate believes the run.
 ///
 /// # Errors
 /// [`RepoError::Pruned`].
-pub(super) async fn stand(repo: &Repo, packs: &[PackId]) -> Result<(), RepoError> {
+pub(crate) async fn stand(repo: &Repo, packs: &[PackId]) -> Result<(), RepoError> {
     let Some(first) = packs.first() else { return Ok(()) };
     let pending = lookup::load_pending(&repo.store, &repo.keys).await?;
-    let there = repo.store.list(&format!("{}/{}", layout::PACKS, first.session)).await?;
+    let folder = match packs.iter().all(|pack| pack.session == first.session) {
+        true => format!("{}/{}", layout::PACKS, first.session),
+        false => layout::PACKS.to_owned(),
+    };
+    let there = repo.store.list(&folder).await?;
     let there: HashSet<PackId> = there.iter().filter_map(|object| layout::parse_pack(&object.name)).collect();
     let lost = packs.iter().filter(|pack| pending.contains(pack) || !there.contains(pack)).count();
     if lost == 0 { Ok(()) } else { Err(RepoError::Pruned(lost)) }
+}
+
+/// What the two listings show that come right before a snapshot is put.
+pub(crate) struct LastLook {
+    /// Packs that await deletion.
+    pub(crate) pending: HashSet<PackId>,
+    /// Whether a run is gone that was relied on.
+    pub(crate) is_index_gone: bool,
+}
+
+impl LastLook {
+    /// Looks, in the order that `docs/format.md` says, "A writer against prune"; `runs` were seen, or put.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub(crate) async fn look(repo: &Repo, mut runs: impl Iterator<Item = &RunId>) -> Result<Self, RepoError> {
+        let pending = lookup::load_pending(&repo.store, &repo.keys).await?;
+        let index = repo.store.list(layout::INDEX).await?;
+        let there: HashSet<RunId> = index.iter().filter_map(|object| layout::parse_run(&object.name)).collect();
+        Ok(Self { pending, is_index_gone: runs.any(|run| !there.contains(run)) })
+    }
+
+    /// Makes sure that these packs are there and stay.
+    ///
+    /// # Errors
+    /// [`RepoError::Pruned`].
+    pub(crate) async fn hold(&self, repo: &Repo, used: &HashSet<PackId>) -> Result<(), RepoError> {
+        let mut lost: HashSet<PackId> = self.pending.intersection(used).copied().collect();
+        if self.is_index_gone {
+            let named = named(repo).await?;
+            lost.extend(used.iter().filter(|pack| !named.contains(pack)));
+        }
+        if lost.is_empty() { Ok(()) } else { Err(RepoError::Pruned(lost.len())) }
+    }
 }

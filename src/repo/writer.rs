@@ -30,9 +30,12 @@ use super::pack::{
 use super::places::Places;
 use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
 use super::standing::{self, Standing};
-use super::tree::{ChunkRef, Location, Page, Placed, TREE_BYTES_MAX, TreeRef};
+use super::tree::{ChunkRef, Location, Placed, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Job;
 use crate::store::{Store, StoreError};
+
+/// So often a snapshot is begun again because a prune took what it relied on.
+pub const AGAIN_MAX: usize = 3;
 
 /// Packs being put at once: with 16 MiB each enough to fill a fast link, few enough for the memory.
 const UPLOADS_MAX: usize = 3;
@@ -56,6 +59,8 @@ pub struct Writer {
     index_loaded: bool,
     /// What it may rely on of a parent snapshot.
     standing: Arc<Standing>,
+    /// The snapshot that all is taken over from.
+    base: Option<SnapshotName>,
     /// Index runs that it relies on.
     relied_on: HashSet<RunId>,
     used: HashSet<PackId>,
@@ -141,6 +146,7 @@ impl Writer {
             tree_places: Places::default(),
             index_loaded: false,
             standing: Arc::default(),
+            base: None,
             relied_on: HashSet::new(),
             used: HashSet::new(),
             lists: HashSet::new(),
@@ -226,24 +232,6 @@ impl Writer {
         Some(ChunkRef { id, bytes: placed.bytes, location: placed.location })
     }
 
-    /// Notes that a chunk's place was taken over from the parent snapshot.
-    pub fn use_pack(&mut self, pack: PackId) {
-        self.used.insert(pack);
-    }
-
-    /// Notes that a page of a file's chunks was taken over from the parent snapshot, and the bytes of these.
-    pub fn use_list(&mut self, bytes: u64, at: TreeRef) {
-        if at.pack.session != self.session {
-            self.lists.insert((bytes, at));
-        }
-    }
-
-    /// Notes all that a page refers to.
-    pub fn use_page(&mut self, page: &Page) {
-        page.for_each_pack(|pack| self.use_pack(pack));
-        page.for_each_list(|bytes, at| self.use_list(bytes, at));
-    }
-
     /// Stores a tree or a content page unless it is there; `parent` is where the parent snapshot has one that may be
     /// the same.
     ///
@@ -259,7 +247,7 @@ impl Writer {
             return self.heal_tree(id, raw);
         }
         if let Some(parent) = parent.filter(|p| p.id == id && self.standing.holds(p.pack)) {
-            self.used.insert(parent.pack);
+            self.use_pack(parent.pack);
             return Ok(parent);
         }
         let mut placed = self.tree_places.get(id);
@@ -347,8 +335,8 @@ impl Writer {
     /// Puts the snapshot: from here on it exists. Call [`Writer::flush`] first.
     ///
     /// # Errors
-    /// [`RepoError::Pruned`] if packs it needs were marked for deletion meanwhile; [`RepoError::TooLong`] for a manifest
-    /// that no reader accepts.
+    /// [`RepoError::Pruned`] if packs it needs were marked for deletion meanwhile, [`RepoError::NoSnapshot`] if the base was
+    /// forgotten; [`RepoError::TooLong`] for a manifest that no reader accepts.
     pub fn commit(&mut self, name: SnapshotName, manifest: &Manifest) -> Result<(), RepoError> {
         assert!(self.uploads.is_empty() && self.run.entries.is_empty(), "flush comes first");
         let repo = &self.repo;

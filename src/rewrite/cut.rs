@@ -15,8 +15,8 @@ use crate::repo::layout::SnapshotName;
 use crate::repo::path::{Entries, leaf};
 use crate::repo::snapshot::{ByteText, Manifest, Summary};
 use crate::repo::tree::{Node, NodeKind, Page, TreeRef};
-use crate::repo::writer::{Writer, WriterOptions};
-use crate::repo::{READER_BYTES_DEFAULT, Reader, Repo};
+use crate::repo::writer::{AGAIN_MAX, Writer, WriterOptions};
+use crate::repo::{READER_BYTES_DEFAULT, Reader, Repo, RepoError};
 
 /// Paths that are told of one snapshot; their number is told in full.
 pub const PATHS_MAX: usize = 20;
@@ -188,11 +188,27 @@ impl<'a> Rewriter<'a> {
         Ok(())
     }
 
-    /// Puts a snapshot without those paths; the old one stays. `rules` are noted in it.
+    /// Puts a snapshot without those paths; the old one stays. `rules` are noted in it. If a prune took what it relied on it
+    /// begins again.
     ///
     /// # Errors
     /// [`RewriteError`].
     pub fn apply(&mut self, cut: &Cut, rules: &[String]) -> Result<Replaced, RewriteError> {
+        let mut again = 0;
+        loop {
+            match self.attempt(cut, rules) {
+                Err(RewriteError::Repo(RepoError::Pruned(packs))) if again < AGAIN_MAX => {
+                    again += 1;
+                    tracing::warn!("a prune took {packs} packs that the new snapshot relied on: it is begun again");
+                    self.writer = Writer::new(self.repo, self.runtime.clone(), WriterOptions::default());
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn attempt(&mut self, cut: &Cut, rules: &[String]) -> Result<Replaced, RewriteError> {
+        self.writer.stand_on(Some(cut.name));
         let runs = self.writer.runs().len();
         let root = self.tree(cut)?;
         self.writer.flush()?;

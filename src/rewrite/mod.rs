@@ -2,7 +2,8 @@
 //!
 //! A manifest never changes, so a new one is put, with a new id, the old time and a note of which snapshot it first was;
 //! then the old one is deleted, where that is wanted. A crash between the two leaves both, and the same command again
-//! finds the new one and only deletes. It knows the kloset only through [`crate::repo`].
+//! finds the new one and only deletes. What the new one refers to is what the old one does, wherever a prune moved it: so
+//! the old one has to be there until the new one is. It knows the kloset only through [`crate::repo`].
 
 mod cut;
 mod tags;
@@ -63,6 +64,7 @@ pub fn retag(
         return Ok(None);
     }
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions::default());
+    writer.stand_on(Some(old));
     let new = Manifest { tags, ..manifest.clone() };
     let replaced = put(repo, runtime, &mut writer, (old, &manifest, new))?;
     delete_old(repo, runtime, replaced)?;

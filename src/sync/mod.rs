@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use crate::monitor::Monitor;
 use crate::repo::id::SnapshotId;
 use crate::repo::layout::SnapshotName;
+use crate::repo::writer::AGAIN_MAX;
 use crate::repo::{Repo, RepoError};
 use replica::Replica;
 use transfer::Transfer;
@@ -90,6 +91,13 @@ pub enum SyncError {
     Stopped,
 }
 
+impl SyncError {
+    /// Tells whether a prune or a forget took what a snapshot relied on: who looks anew finds what there is now.
+    fn is_to_begin_again(&self) -> bool {
+        matches!(self, Self::BaseGone(_) | Self::From(RepoError::Pruned(_)) | Self::To(RepoError::Pruned(_)))
+    }
+}
+
 /// Finds what of `wanted` the other side lacks. What was `named` is copied even where the other side has put another
 /// snapshot in its place.
 ///
@@ -148,15 +156,23 @@ fn copy_all(
         return Ok(());
     }
     let list_every = options.list_every.unwrap_or(LIST_EVERY);
-    let mut copier = match sides.from.is_same_kloset(sides.to) {
-        true => Copier::Replica(Box::new(sides.runtime.block_on(Replica::new(sides, list_every, monitor))?)),
-        false => Copier::Transfer(Box::new(Transfer::new(sides, list_every, monitor)?)),
-    };
+    let mut copier = Copier::new(sides, list_every, monitor)?;
     for name in names {
-        if monitor.stopped() {
-            return Err(SyncError::Stopped);
-        }
-        match copier.copy(*name) {
+        let mut again = 0;
+        let copied = loop {
+            if monitor.stopped() {
+                return Err(SyncError::Stopped);
+            }
+            match copier.copy(*name) {
+                Err(error) if error.is_to_begin_again() && again < AGAIN_MAX => {
+                    again += 1;
+                    tracing::warn!("a prune or a forget took what snapshot {} relied on: it is begun again", name.id);
+                    copier = Copier::new(sides, list_every, monitor)?;
+                }
+                copied => break copied,
+            }
+        };
+        match copied {
             Ok(()) => report.copied.push(*name),
             Err(SyncError::From(RepoError::NoSnapshot(_))) => report.gone.push(*name),
             Err(SyncError::From(error @ RepoError::Damaged { .. })) => report.damaged.push((*name, error)),
@@ -172,7 +188,14 @@ enum Copier<'a> {
     Transfer(Box<Transfer<'a>>),
 }
 
-impl Copier<'_> {
+impl<'a> Copier<'a> {
+    fn new(sides: Sides<'a>, list_every: Duration, monitor: &'a Monitor) -> Result<Self, SyncError> {
+        Ok(match sides.from.is_same_kloset(sides.to) {
+            true => Self::Replica(Box::new(sides.runtime.block_on(Replica::new(sides, list_every, monitor))?)),
+            false => Self::Transfer(Box::new(Transfer::new(sides, list_every, monitor)?)),
+        })
+    }
+
     fn copy(&mut self, name: SnapshotName) -> Result<(), SyncError> {
         match self {
             Self::Replica(replica) => replica.copy(name),

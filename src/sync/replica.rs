@@ -21,6 +21,7 @@ use crate::repo::index::{IndexRun, RUN_ENTRIES_MAX};
 use crate::repo::layout::{self, SnapshotName};
 use crate::repo::pack::{self, Footer, PACK_BYTES_MAX};
 use crate::repo::snapshot::{MANIFEST_BYTES_MAX, Manifest};
+use crate::repo::standing::{self, LastLook};
 use crate::repo::{READER_BYTES_DEFAULT, Repo, RepoError, lookup};
 use crate::store::StoreError;
 
@@ -34,6 +35,10 @@ pub(super) struct Replica<'a> {
     /// Packs that the target has, and whose chunks its index names.
     there: HashSet<PackId>,
     pending: HashSet<PackId>,
+    /// Index runs of the target that say so, and those that were put.
+    runs: HashSet<RunId>,
+    /// Packs that the snapshots need that were copied.
+    used: HashSet<PackId>,
     /// Names packs that were put and are not named yet.
     run: IndexRun,
     monitor: &'a Monitor,
@@ -48,10 +53,11 @@ impl<'a> Replica<'a> {
         let packs = packs_in(sides.from).await.map_err(SyncError::From)?;
         let packs = packs.into_keys().collect();
         let needs = Needs::new(sides.from, sides.runtime, sides.from.reader(READER_BYTES_DEFAULT), packs);
-        let (pending, there) =
-            async { Ok((pending(sides.to).await?, usable_packs(sides.to).await?)) }.await.map_err(SyncError::To)?;
-        let (run, listed_ms) = (IndexRun::default(), sides.to.env.clock.unix_ms());
-        Ok(Self { sides, needs, there, pending, run, monitor, list_every, listed_ms, transfer: None })
+        let pending = lookup::load_pending(&sides.to.store, &sides.to.keys).await.map_err(SyncError::To)?;
+        let (runs, there) = usable_packs(sides.to).await.map_err(SyncError::To)?;
+        let (used, run, transfer) = (HashSet::new(), IndexRun::default(), None);
+        let listed_ms = sides.to.env.clock.unix_ms();
+        Ok(Self { sides, needs, there, pending, runs, used, run, monitor, list_every, listed_ms, transfer })
     }
 
     /// Copies one snapshot.
@@ -67,13 +73,12 @@ impl<'a> Replica<'a> {
             self.put_run()?;
         }
         copied?;
-        let pending = self.sides.runtime.block_on(pending(self.sides.to)).map_err(SyncError::To)?;
-        let lost = needed.packs.intersection(&pending.into_iter().collect()).count();
-        if lost > 0 {
-            return Err(SyncError::To(RepoError::Pruned(lost)));
-        }
-        let put = self.sides.runtime.block_on(self.sides.to.store.put_new(&name.object(), object));
-        put.map_err(|error| SyncError::To(error.into()))?;
+        self.used.extend(&needed.packs);
+        let stand =
+            async || LastLook::look(self.sides.to, self.runs.iter()).await?.hold(self.sides.to, &self.used).await;
+        let snapshot = name.object();
+        let put = standing::put_checked(self.sides.to, &snapshot, object, stand);
+        self.sides.runtime.block_on(put).map_err(SyncError::To)?;
         self.needs.done(needed);
         self.monitor.files.fetch_add(manifest.summary.files, Ordering::Relaxed);
         Ok(())
@@ -116,7 +121,7 @@ impl<'a> Replica<'a> {
 
     /// Puts the index run of the packs that were put.
     fn put_run(&mut self) -> Result<(), SyncError> {
-        let Repo { store, keys, env, .. } = self.sides.to;
+        let Repo { keys, env, .. } = self.sides.to;
         self.listed_ms = env.clock.unix_ms();
         if self.run.packs.is_empty() {
             return Ok(());
@@ -124,8 +129,13 @@ impl<'a> Replica<'a> {
         let mut run = std::mem::take(&mut self.run);
         let id = RunId(env.entropy.bytes());
         let object = run.seal(&keys.index_key(), keys.kloset(), id, env.entropy.bytes());
-        let put = self.sides.runtime.block_on(store.put_new(&layout::run_name(id), object.into()));
-        put.map_err(|error| SyncError::To(error.into()))
+        let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
+        let stand = async || standing::stand(self.sides.to, &packs).await;
+        let name = layout::run_name(id);
+        let put = standing::put_checked(self.sides.to, &name, object.into(), stand);
+        self.sides.runtime.block_on(put).map_err(SyncError::To)?;
+        self.runs.insert(id);
+        Ok(())
     }
 }
 
@@ -144,7 +154,8 @@ async fn snapshot(repo: &Repo, name: SnapshotName) -> Result<(Bytes, Manifest), 
 async fn copy_pack(Sides { from, to, .. }: Sides<'_>, id: PackId) -> Result<(u64, Footer), SyncError> {
     let damaged = |problem: String| SyncError::From(RepoError::damaged(id, problem));
     let content = match from.store.get(&id.to_string(), PACK_BYTES_MAX).await {
-        Err(StoreError::NotFound { .. }) => return Err(damaged("missing".to_owned())),
+        // It was listed: a prune of the source has moved what is needed of it.
+        Err(StoreError::NotFound { .. }) => return Err(SyncError::From(RepoError::Pruned(1))),
         content => content.map_err(|error| SyncError::From(error.into()))?,
     };
     let key = from.keys.session_key(&id.session).map_err(|error| damaged(error.to_string()))?;
@@ -162,16 +173,16 @@ async fn packs_in(repo: &Repo) -> Result<HashMap<PackId, u64>, RepoError> {
     Ok(objects.iter().filter_map(|object| Some((layout::parse_pack(&object.name)?, object.bytes))).collect())
 }
 
-async fn pending(repo: &Repo) -> Result<HashSet<PackId>, RepoError> {
-    lookup::load_pending(&repo.store, &repo.keys).await
-}
-
-/// Returns the packs of the target that are as long as its index says: others are copied again, and then either named or
-/// refused.
-async fn usable_packs(repo: &Repo) -> Result<HashSet<PackId>, RepoError> {
-    let mut indexed = Vec::new();
-    let take = |_, run: IndexRun| indexed.extend(run.packs.iter().map(|pack| (pack.id, pack.bytes)));
+/// Returns the packs of the target that are as long as its index says, and the runs that say it: others are copied again,
+/// and then either named or refused.
+async fn usable_packs(repo: &Repo) -> Result<(HashSet<RunId>, HashSet<PackId>), RepoError> {
+    let (mut runs, mut indexed) = (HashSet::new(), Vec::new());
+    let take = |id, run: IndexRun| {
+        runs.insert(id);
+        indexed.extend(run.packs.iter().map(|pack| (pack.id, pack.bytes)));
+    };
     lookup::for_each_run((&repo.store, &repo.store), &repo.keys, take).await?;
     let listed = packs_in(repo).await?;
-    Ok(indexed.into_iter().filter(|(id, bytes)| listed.get(id) == Some(bytes)).map(|(id, _)| id).collect())
+    let there = indexed.into_iter().filter(|(id, bytes)| listed.get(id) == Some(bytes)).map(|(id, _)| id).collect();
+    Ok((runs, there))
 }

@@ -2,21 +2,20 @@
 //!
 //! One thread walks, reads ahead and owns the writer; opening and sealing happen on all cores. A directory, or a file's
 //! content, that is the same in a snapshot of both sides is taken over from the target's tree, unread. That is safe as
-//! long as the target still has that snapshot when the new one is put, and it is looked at then: a prune spares what a
-//! snapshot needs, and looks again before it deletes.
+//! long as the target still has that snapshot when the new one is put, and it is looked at before and after: a prune spares
+//! what a snapshot needs, wherever it moved it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::base::{Base, Bases, Pair};
+use super::base::{Bases, Pair};
 use super::content::Contents;
 use super::{Sides, SyncError};
 use crate::monitor::Monitor;
 use crate::repo::builder::TreeBuilder;
 use crate::repo::layout::SnapshotName;
 use crate::repo::path::{self, Nodes, leaf};
-use crate::repo::snapshot::Manifest;
 use crate::repo::tree::{ChunkRef, Data, FileContent, Node, NodeKind, Page, TreeRef};
 use crate::repo::writer::{Writer, WriterOptions};
 use crate::repo::{READER_BYTES_DEFAULT, Reader, RepoError};
@@ -92,6 +91,7 @@ impl<'a> Transfer<'a> {
     pub(super) fn copy(&mut self, name: SnapshotName) -> Result<(), SyncError> {
         let mut manifest = self.runtime().block_on(self.sides.from.manifest(name)).map_err(SyncError::From)?;
         let base = self.runtime().block_on(self.bases.choose(self.sides, &manifest))?;
+        self.writer.stand_on(base.as_ref().map(|base| base.name));
         let (source_root, runs) = (manifest.root, self.writer.runs().len());
         let root = self.tree(manifest.root.into(), base.as_ref().map(|base| base.roots));
         // What was stored of a snapshot that cannot be finished is found by the next sync, if it can still be put.
@@ -100,20 +100,13 @@ impl<'a> Transfer<'a> {
         }
         manifest.root = root?.into();
         manifest.index = self.writer.runs()[runs..].to_vec();
-        self.commit(name, &manifest, base.as_ref())?;
+        self.writer.commit(name, &manifest).map_err(|error| match error {
+            RepoError::NoSnapshot(base) => SyncError::BaseGone(base),
+            error => SyncError::To(error),
+        })?;
         manifest.root = source_root;
         self.bases.add(self.sides, name, &manifest);
         Ok(())
-    }
-
-    fn commit(&mut self, name: SnapshotName, manifest: &Manifest, base: Option<&Base>) -> Result<(), SyncError> {
-        if let Some(base) = base {
-            let there = self.runtime().block_on(self.sides.to.snapshots()).map_err(SyncError::To)?;
-            if there.binary_search(&base.name).is_err() {
-                return Err(SyncError::BaseGone(base.name.id.to_string()));
-            }
-        }
-        self.writer.commit(name, manifest).map_err(SyncError::To)
     }
 
     /// Writes a tree and all below it.

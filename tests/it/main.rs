@@ -35,6 +35,7 @@ mod posix_ro;
 mod programs;
 mod providers;
 mod prune;
+mod pruned;
 mod quirks;
 mod repair;
 mod repair_cli;

@@ -34,7 +34,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 /// Does something before the n-th request; others see the same objects through [`Hooked::beside`].
 #[derive(Clone)]
-struct Hooked {
+pub(crate) struct Hooked {
     inner: Arc<InMemory>,
     state: Arc<Mutex<HookState>>,
 }
@@ -46,21 +46,21 @@ struct HookState {
 }
 
 impl Hooked {
-    fn new(inner: InMemory) -> Self {
+    pub(crate) fn new(inner: InMemory) -> Self {
         Self { inner: inner.into(), state: Arc::default() }
     }
 
-    fn beside(&self) -> Self {
+    pub(crate) fn beside(&self) -> Self {
         Self { inner: self.inner.clone(), state: Arc::default() }
     }
 
-    fn set(&self, nth: usize, hook: impl FnOnce() + Send + 'static) {
+    pub(crate) fn set(&self, nth: usize, hook: impl FnOnce() + Send + 'static) {
         let mut state = self.state.lock().unwrap();
         state.requests.clear();
         state.hook = Some((nth, Box::new(hook)));
     }
 
-    fn requests(&self) -> Vec<(Operation, String)> {
+    pub(crate) fn requests(&self) -> Vec<(Operation, String)> {
         self.state.lock().unwrap().requests.clone()
     }
 
@@ -147,13 +147,13 @@ fn prune(kloset: &Kloset) -> PruneReport {
 }
 
 #[track_caller]
-fn prune_often(kloset: &Kloset, times: usize) {
+pub(crate) fn prune_often(kloset: &Kloset, times: usize) {
     for _ in 0..times {
         prune(kloset);
     }
 }
 
-fn forget_all(kloset: &Kloset, names: &[SnapshotName]) {
+pub(crate) fn forget_all(kloset: &Kloset, names: &[SnapshotName]) {
     assert!(runtime().block_on(forget(&kloset.0, names)).failure.is_none());
 }
 
@@ -163,14 +163,14 @@ fn listed(kloset: &Kloset, folder: &str) -> Vec<String> {
 }
 
 /// A kloset whose packs are needed in part, not at all and wholly, with what its snapshots hold.
-struct World {
-    recording: Recording,
-    source: Source,
-    kept: Vec<(SnapshotName, Dump)>,
+pub(crate) struct World {
+    pub(crate) recording: Recording,
+    pub(crate) source: Source,
+    pub(crate) kept: Vec<(SnapshotName, Dump)>,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let (recording, source) = (Recording::in_memory(), Source::random(seed, 12));
         let kloset = Kloset::create(recording.clone());
         source.file("once", noise(1000 + seed, 30_000));
@@ -195,7 +195,7 @@ impl World {
     }
 
     #[track_caller]
-    fn assert_kept(&self, kloset: &Kloset, what: &str) {
+    pub(crate) fn assert_kept(&self, kloset: &Kloset, what: &str) {
         let there: BTreeSet<_> = kloset.snapshots().unwrap().into_iter().collect();
         for (name, dump) in self.kept.iter().filter(|(name, _)| there.contains(name)) {
             assert_same(dump, &kloset.dump(*name, self.source.path()).unwrap_or_else(|e| panic!("{what}: {e}")));

@@ -11,6 +11,7 @@ use kloset_mount::monitor::Monitor;
 use kloset_mount::repo::Repo;
 use kloset_mount::repo::id::{ChunkId, PendingId};
 use kloset_mount::repo::layout::{self, SnapshotName};
+use kloset_mount::repo::lookup;
 use kloset_mount::repo::pack::PACK_BYTES_MAX;
 use kloset_mount::repo::pending::PendingList;
 use kloset_mount::repo::repair::{CORRECTED_TAG, Outcome, RepairOptions, RepairReport, Wanted, other, repair};
@@ -19,6 +20,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 
 use crate::crash::subsets;
+use crate::prune::prune_often;
 use crate::support::kloset::{Kloset, options, runtime};
 use crate::support::random::{noise, size, slow};
 use crate::support::stores::Recording;
@@ -373,5 +375,41 @@ fn a_crash_at_any_moment_of_a_repair_loses_nothing() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_prune_after_a_repair_keeps_what_was_stored_anew_and_deletes_the_damaged_pack() {
+    let case = Case::new();
+    for name in case.named("packs") {
+        let store = case.copy();
+        change(&store, &name, |content| *middle(content) ^= 1);
+        let kloset = Kloset::open(store).unwrap();
+        assert!(run(&kloset, true, &From::Copy(&case)).is_whole());
+        prune_often(&kloset, 3);
+        case.assert_reads(&kloset, &case.names());
+        assert_eq!(kloset.check().unwrap().damaged, [], "{name}");
+        let packs = runtime().block_on(kloset.0.store.list("packs")).unwrap();
+        assert!(packs.iter().all(|object| object.name != name), "{name} is gone");
+        assert!(!run(&kloset, true, &From::Nobody).is_needed(), "{name}");
+    }
+}
+
+#[test]
+fn a_damaged_pack_that_is_still_needed_stays_marked_whatever_is_pruned() {
+    let case = Case::new();
+    for name in case.packs(true) {
+        let store = case.copy();
+        change(&store, &name, |content| *middle(content) ^= 1);
+        let kloset = Kloset::open(store).unwrap();
+        assert!(!run(&kloset, true, &From::Nobody).is_whole());
+        prune_often(&kloset, 3);
+        let pending = runtime().block_on(lookup::load_pending(&kloset.0.store, &kloset.0.keys)).unwrap();
+        assert!(pending.contains(&layout::parse_pack(&name).unwrap()), "{name}");
+        let report = kloset.backup(case.source.path());
+        assert!(report.manifest.summary.chunks_new > 0, "{name}: what is lost is stored anew");
+        case.assert_reads(&kloset, &case.names());
+        prune_often(&kloset, 3);
+        case.assert_reads(&kloset, &case.names());
     }
 }

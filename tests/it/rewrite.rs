@@ -103,7 +103,7 @@ fn a_tagged_snapshot_is_synced_without_its_content_and_the_old_one_does_not_come
 }
 
 /// Rewrites a snapshot without what fits `rule`.
-fn cut(kloset: &Kloset, name: SnapshotName, rule: &str) -> Option<Replaced> {
+pub(crate) fn cut(kloset: &Kloset, name: SnapshotName, rule: &str) -> Option<Replaced> {
     let rules = PathRules::new(&[Rule { text: rule.to_owned(), from: String::new() }]).unwrap();
     let leaves = |path: &[u8], is_directory: bool| rules.leaves_out(path, is_directory);
     let monitor = Monitor::default();

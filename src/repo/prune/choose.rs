@@ -20,7 +20,7 @@ const SMALL_PACKS_MIN: usize = 8;
 pub(super) struct Choice {
     /// Marked long enough ago and not needed.
     pub(super) delete: Vec<u32>,
-    /// Marked and needed after all: by a snapshot that was on its way then.
+    /// Marked and needed after all: by a snapshot that was on its way then, or for what is lost elsewhere.
     pub(super) spare: Vec<u32>,
     /// Not needed, not marked yet.
     pub(super) mark: Vec<u32>,

@@ -167,12 +167,14 @@ impl Walk<'_> {
             self.look.packs.at_mut(at).moved_used = true;
             (at, placed) = (self.look.packs.place(next.location.pack), Some(next));
         }
+        // It may have been marked because it is damaged, and what still opened of it, or was found, was stored anew.
+        if let Some(found) = self.elsewhere(chunk, held.is_empty()).await? {
+            return Ok(found);
+        }
         // All of these await deletion, and each is spared: who deletes one may rely on none that another deletes.
         held.iter().for_each(|(at, _)| self.note(chunk.0, *at));
-        match held.first() {
-            Some(first) => Ok(*first),
-            None => self.elsewhere(chunk, pack).await,
-        }
+        let problem = || format!("missing, and chunk {} of it is nowhere else", chunk.0.short());
+        held.first().copied().ok_or_else(|| RepoError::damaged(pack, problem()))
     }
 
     fn note(&mut self, id: ChunkId, place: u32) {
@@ -180,12 +182,13 @@ impl Walk<'_> {
         self.look.needed.insert(id, place);
     }
 
-    /// Seeks a chunk where the index says; what it says counts once the chunk was read there.
+    /// Seeks a chunk where the index says; what it says counts once the chunk was read there. Packs that await deletion
+    /// count only if there is nothing else.
     async fn elsewhere(
         &mut self,
         (id, bytes, kind): (ChunkId, u32, PackKind),
-        pack: PackId,
-    ) -> Result<(u32, Option<Placed>), RepoError> {
+        is_last: bool,
+    ) -> Result<Option<(u32, Option<Placed>)>, RepoError> {
         let (index, reader) = match self.fallback.take() {
             Some(loaded) => loaded,
             None => (Index::load(&self.repo.store, &self.repo.keys).await?, self.repo.reader(READER_BYTES)),
@@ -193,7 +196,8 @@ impl Walk<'_> {
         let mut found = None;
         for placed in index.places(id).filter(|placed| placed.bytes == bytes) {
             let place = self.look.packs.place(placed.location.pack);
-            if self.look.packs.at(place).listed.is_none() || found.is_some() && !self.look.packs.at(place).stays() {
+            let pack = self.look.packs.at(place);
+            if pack.listed.is_none() || !pack.stays() && (found.is_some() || !is_last) {
                 continue;
             }
             match reader.is_there((kind, id, bytes), &placed.location).await {
@@ -206,8 +210,7 @@ impl Walk<'_> {
             }
         }
         self.fallback = Some((index, reader));
-        found
-            .ok_or_else(|| RepoError::damaged(pack, format!("missing, and chunk {} of it is nowhere else", id.short())))
+        Ok(found)
     }
 }
 
