@@ -151,7 +151,7 @@ fn tell_plan(plan: &PrunePlan, options: &PruneOptions, out: &mut Output) -> Resu
     ))?;
     for (amount, what) in [
         (plan.delete, "to delete: marked long enough ago and not needed"),
-        (plan.spare, "to spare: marked, and needed after all"),
+        (plan.spare, "to spare: marked and needed, and stays so"),
         (plan.waiting, "marked not long enough ago"),
         (plan.mark, "to mark: not needed"),
         (plan.repack, "to write anew and mark: needed in part, or small"),
@@ -201,7 +201,7 @@ fn tell_report(report: &PruneReport, options: &PruneOptions, out: &mut Output) -
         out.note(format_args!("{left} packs are left to be written anew: another run goes on"));
     }
     if plan.spare.packs > 0 {
-        out.line(format_args!("spared {}: needed after all", shown(plan.spare)))?;
+        out.line(format_args!("spared {}: marked, and needed after all", shown(plan.spare)))?;
     }
     tell_common(plan, options, out)?;
     if *marked > 0 {

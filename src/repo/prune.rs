@@ -119,9 +119,9 @@ pub struct PrunePlan {
     pub total: Amount,
     /// Marked long enough ago and not needed: to be deleted.
     pub delete: Amount,
-    /// Marked, and needed after all: to be marked anew, not deleted.
+    /// Marked long enough ago, and needed: to be marked anew, not deleted.
     pub spare: Amount,
-    /// Marked not long enough ago.
+    /// Marked not long enough ago, and not needed.
     pub waiting: Amount,
     /// When the last of these may be deleted, milliseconds since 1970 by the store's clock.
     pub due_unix_ms: Option<i64>,
@@ -273,7 +273,9 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
     let unused = |places: &[u32]| places.iter().map(|place| choose::unused(look.packs.at(*place))).sum::<u64>();
     let kept = look.packs.filter(|pack| pack.stays() && pack.is_needed);
     let repack = amount(&choice.repack);
-    let waiting = look.lists.iter().filter(|list| !list.is_due && !list.packs.is_empty());
+    let waits = |pack: &look::Pack| pack.listed.is_some() && pack.mark == Mark::Waiting && !pack.is_needed;
+    let is_for_some = |id: &PackId| look.packs.find(*id).is_some_and(|place| waits(look.packs.at(place)));
+    let waiting = look.lists.iter().filter(|list| !list.is_due && list.packs.iter().any(is_for_some));
     PrunePlan {
         snapshots: look.roots.len() as u64,
         trees: look.trees,
@@ -281,7 +283,7 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
         total: amount(&look.packs.filter(|pack| pack.listed.is_some())),
         delete: amount(&choice.delete),
         spare: amount(&choice.spare),
-        waiting: amount(&look.packs.filter(|pack| pack.listed.is_some() && pack.mark == Mark::Waiting)),
+        waiting: amount(&look.packs.filter(waits)),
         due_unix_ms: waiting.map(|list| list.put_ms.saturating_add(options.grace_ms())).max(),
         mark: amount(&choice.mark),
         repack,

@@ -12,6 +12,7 @@ use kloset_mount::sync::{Sides, SyncOptions, plan, sync};
 use object_store::memory::InMemory;
 
 use crate::prune::{Hooked, World, forget_all, prune_often};
+use crate::repair::{From, run};
 use crate::rewrite::cut;
 use crate::support::kloset::{Kloset, runtime};
 use crate::support::stores::{Operation, Recording};
@@ -80,11 +81,12 @@ fn a_target_that_was_pruned_gets_what_it_lacks() {
 }
 
 #[test]
-fn tags_change_and_files_are_taken_out_after_a_prune() {
+fn tags_change_and_files_are_taken_out_after_a_prune_and_nothing_is_to_be_repaired() {
     for times in PRUNES {
         let mut world = World::new(33);
         let kloset = Kloset::open(world.recording.clone()).unwrap();
         prune_often(&kloset, times);
+        assert!(!run(&kloset, false, &From::Nobody).is_needed(), "there is nothing to repair");
         let cut = cut(&kloset, world.kept[0].0, "changes").unwrap();
         delete_old(&kloset.0, runtime().handle(), cut).unwrap();
         world.kept[0].0 = cut.new;

@@ -27,14 +27,14 @@ use crate::support::stores::Recording;
 use crate::support::tree::{Dump, Source, assert_same};
 
 /// A kloset with two snapshots of two sessions: the second one added files.
-struct Case {
+pub(crate) struct Case {
     store: InMemory,
     source: Source,
     dumps: Vec<(SnapshotName, Dump)>,
 }
 
 /// Where lost content is looked for.
-enum From<'a> {
+pub(crate) enum From<'a> {
     Nobody,
     Copy(&'a Case),
     Kloset(&'a Kloset),
@@ -133,7 +133,7 @@ fn middle(content: &mut [u8]) -> &mut u8 {
     &mut content[at]
 }
 
-fn run(kloset: &Kloset, apply: bool, from: &From<'_>) -> RepairReport {
+pub(crate) fn run(kloset: &Kloset, apply: bool, from: &From<'_>) -> RepairReport {
     let handle = runtime().handle();
     let mut heal = |repo: &Repo, wanted: &Wanted<'_>| -> Result<HashSet<ChunkId>, _> {
         match from {
