@@ -10,7 +10,9 @@ impl Runs {
     /// Returns the set of one number.
     #[must_use]
     pub fn of(number: u32) -> Self {
-        Self(std::iter::once(number..number + 1).collect())
+        let mut runs = Self::default();
+        runs.0.push(number..number + 1);
+        runs
     }
 
     /// Adds all numbers of another set.

@@ -231,7 +231,7 @@ mod tests {
         }
         let mut out = Vec::new();
         record(&mut out, b"path", b"\xff");
-        assert_eq!(out, b"10 path=\xff\n");
+        assert_eq!(out, b"9 path=\xff\n");
     }
 
     #[test]
