@@ -100,7 +100,7 @@ enum RepositoryCommand {
         /// Name of the repository.
         name: Option<String>,
     },
-    /// Tries what the store can do: about twenty requests below a name of its own, and 16 MiB up and down.
+    /// Tries what the store can do: about 25 requests below a name of its own, 21 MiB up and 16 MiB down.
     Doctor {
         /// Name of the repository.
         name: Option<String>,

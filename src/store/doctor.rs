@@ -1,4 +1,4 @@
-//! What a store can do, found out by trying: about twenty requests below a name of its own.
+//! What a store can do, found out by trying: about 25 requests below a name of its own.
 //!
 //! Promises to touch no object but those it puts, to delete these where it may and to name the others, and that what it
 //! calls good was seen and not read in a header. Failures of the store are findings, not errors. It does not know
