@@ -105,7 +105,6 @@ fn noise(entropy: &Entropy, bytes: usize) -> bytes::Bytes {
 /// How fast so many bytes went, for people.
 fn speed(bytes: usize, took: std::time::Duration) -> String {
     let seconds = took.as_secs_f64().max(1e-3);
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
     let rate = bytes as f64 / 1e6 / seconds;
     format!("{rate:.1} MB/s")
 }

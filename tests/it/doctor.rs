@@ -51,7 +51,9 @@ fn a_server_without_peculiarities_is_found_good_in_few_requests_and_left_as_it_w
     let store = Store::open(&location, &options()).unwrap();
     runtime().block_on(store.put_new("packs/1", Bytes::from_static(b"x"))).unwrap();
     let report = diagnosed(&location, &options());
-    for what in ["reachable", "TLS", "region", "addressing", "clock", "writing", "create-if-absent", "reading", "ranges"] {
+    for what in
+        ["reachable", "TLS", "region", "addressing", "clock", "writing", "create-if-absent", "reading", "ranges"]
+    {
         check(&report, what, Verdict::Ok, "");
     }
     for what in ["listing", "multipart", "throughput", "deleting"] {
@@ -96,7 +98,12 @@ fn a_server_that_does_not_work_is_told_with_what_to_do() {
     check(&diagnosed(&server.location(), &unknown), "listing", Verdict::Fail, "check access_key");
     let none = format!("s3://127.0.0.1:{}/none", server.port).parse().unwrap();
     check(&diagnosed(&none, &server.options()), "bucket", Verdict::Fail, "the bucket does not exist");
-    check(&diagnosed(&"s3://127.0.0.1:1/b".parse().unwrap(), &options()), "reachable", Verdict::Fail, "nothing listens");
+    check(
+        &diagnosed(&"s3://127.0.0.1:1/b".parse().unwrap(), &options()),
+        "reachable",
+        Verdict::Fail,
+        "nothing listens",
+    );
 
     // As a proxy with a limit on bodies does it: everything small works.
     server.order(Operation::Put, "/pack", Fault::Internal, usize::MAX);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, header};
 
 use super::super::StoreError;
-use super::super::bucket::{Bucket, Request};
+use super::super::bucket::{Bucket, Listed, Request};
 use super::{PACK_BYTES, PROBE_BYTES, Report, lock, noise, speed};
 use crate::env::Env;
 
@@ -124,7 +124,7 @@ impl Trial<'_> {
 
     /// Reads what was put twice, and tells by that what the condition of the second time was worth.
     async fn reading(
-        &self,
+        &mut self,
         report: &mut Report,
         key: &str,
         (first, second): (&Bytes, &Bytes),
@@ -140,6 +140,8 @@ impl Trial<'_> {
             return report.fail("reading", "an object came back changed: something on the way rewrites contents");
         }
         report.ok("reading", "an object came back as it was put");
+        // Whatever the store said: that is what is there.
+        self.put.insert(key.to_owned(), content.clone());
         let what = "create-if-absent";
         match condition {
             Ok(Created::Exists) if content == *first => report.ok(what, "enforced: what is there is not overwritten"),
@@ -157,9 +159,9 @@ impl Trial<'_> {
         let bytes = PROBE_BYTES as u64;
         let Some(content) = self.put.get(key) else { return };
         // One from the middle, one over the end.
-        for (start, end) in [(16, 48), (bytes - 24, bytes + 100)] {
-            let expected = content.slice(start as usize..end.min(bytes) as usize);
-            match self.bucket.get(key, Some(start..end), None, bytes).await {
+        for (start, end) in [(16, 48), (PROBE_BYTES - 24, PROBE_BYTES + 100)] {
+            let expected = content.slice(start..end.min(PROBE_BYTES));
+            match self.bucket.get(key, Some(start as u64..end as u64), None, bytes).await {
                 Ok(Some(object)) if object.content == expected => {}
                 Ok(_) => return report.fail("ranges", "a range is not what was asked for: mounts need ranges"),
                 Err(error) => return report.fail("ranges", format!("{error}: mounts need ranges")),
@@ -176,9 +178,8 @@ impl Trial<'_> {
 
     /// Lists by pages of one key.
     async fn listing(&self, report: &mut Report) {
-        let (mut found, mut tagged) = (BTreeMap::new(), true);
-        let take = |object: super::super::bucket::Listed| {
-            tagged &= !object.etag.is_empty();
+        let mut found = BTreeMap::new();
+        let take = |object: Listed| {
             found.insert(object.key, object.bytes);
             true
         };
@@ -247,7 +248,11 @@ impl Trial<'_> {
     async fn clean(&mut self, report: &mut Report) {
         let mut keys: BTreeSet<String> = std::mem::take(&mut self.put).into_keys().collect();
         // A put whose answer was lost may have been done; all below this prefix is ours. Who cannot list was told so.
-        let _ = self.bucket.list(|object| keys.insert(object.key) || true).await;
+        let take = |object: Listed| {
+            keys.insert(object.key);
+            true
+        };
+        let _ = self.bucket.list(take).await;
         if keys.is_empty() {
             return;
         }

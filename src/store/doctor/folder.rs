@@ -102,7 +102,6 @@ fn space(report: &mut Report, folder: &Path) {
     match rustix::fs::statvfs(folder) {
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
-            #[expect(clippy::cast_precision_loss, reason = "for people")]
             let text = format!("{:.1} GB free", free as f64 / 1e9);
             match free >= FREE_BYTES_MIN {
                 true => report.ok("space", text),
