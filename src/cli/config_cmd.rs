@@ -14,6 +14,7 @@ use crate::store::{Addressing, ENCRYPTION_KINDS, S3Options, StoreLocation};
 use super::args::Global;
 use super::config::{self, Config, RepositoryEntry};
 use super::config_file::change;
+use super::doctor;
 use super::exit::{CliError, Exit};
 use super::output::Output;
 use super::process::runtime;
@@ -99,6 +100,14 @@ enum RepositoryCommand {
         /// Name of the repository.
         name: Option<String>,
     },
+    /// Tries what the store can do: about 25 requests below a name of its own, 21 MiB up and 16 MiB down.
+    Doctor {
+        /// Name of the repository.
+        name: Option<String>,
+        /// Writes the region, addressing and TLS that were found to work into the config.
+        #[arg(long)]
+        write: bool,
+    },
     /// Lists a folder of the store to see that it answers.
     Ping {
         /// Name of the repository.
@@ -125,6 +134,9 @@ pub(crate) fn run_repository(args: RepositoryArgs, global: &Global, out: &mut Ou
         RepositoryCommand::Policy { job, principal, name } => {
             let location = ResolvedRepository::location_of(name.as_deref().map(plain), global)?;
             policy(job, principal.as_deref(), &location, out)?;
+        }
+        RepositoryCommand::Doctor { name, write } => {
+            return doctor::run(name.as_deref().map(plain), write, global, out);
         }
         RepositoryCommand::Ping { name } => ping(name.as_deref(), global, out)?,
     }

@@ -22,6 +22,7 @@ mod config_cmd;
 mod config_file;
 mod create;
 mod diff;
+mod doctor;
 mod entries;
 mod env;
 mod excludes;

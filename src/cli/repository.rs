@@ -4,6 +4,7 @@
 //! user's data folder. Nothing is sent and no prompt is shown until asked. It does not know what is
 //! in a kloset.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::store::{Rates, S3Options, Store, StoreLocation};
@@ -130,6 +131,13 @@ impl ResolvedRepository {
             // As of a service under the machine's config.
             Err(error) => tracing::info!("the region of @{name} is {region}, which is not remembered: {error}"),
         }
+    }
+
+    /// Writes settings into the config, where the repository is in one; returns the file.
+    pub(crate) fn write_settings(&self, settings: &[(&str, String)]) -> Result<Option<PathBuf>, CliError> {
+        let Some(entry) = &self.entry else { return Ok(None) };
+        change(&entry.file, |file| settings.iter().try_for_each(|(key, value)| file.set(&entry.name, key, value)))?;
+        Ok(Some(entry.file.clone()))
     }
 
     /// As people call it: `@name`, else its location.

@@ -78,6 +78,8 @@ pub(crate) enum Refusal {
     WrongRegion(Option<String>),
     /// The keys have run out, or are not known any more.
     StaleKeys,
+    /// The digest of its content has to go along: a bucket with object lock.
+    WantsDigest,
     /// It would come out the same.
     Final,
 }
@@ -93,6 +95,7 @@ pub(crate) fn refusal(headers: &HeaderMap, said: &str) -> Refusal {
         // The answer to HEAD has no body.
         None if said.is_empty() && headers.contains_key("x-amz-bucket-region") => Refusal::WrongRegion(named()),
         None if STALE.contains(&answer.code.as_str()) => Refusal::StaleKeys,
+        None if answer.message.contains("Content-MD5") || answer.code == "MissingContentMD5" => Refusal::WantsDigest,
         None => Refusal::Final,
     }
 }
@@ -324,6 +327,9 @@ mod tests {
         assert_eq!(of(garage), region("garage"));
         assert_eq!(of("<Code>ExpiredToken</Code>"), Refusal::StaleKeys);
         assert_eq!(of("<Code>AccessDenied</Code>"), Refusal::Final);
+        let locked = "<Code>InvalidRequest</Code><Message>Content-MD5 OR x-amz-checksum- HTTP header is required for Put \
+            Object requests with Object Lock parameters</Message>";
+        assert_eq!(of(locked), Refusal::WantsDigest);
         let headers = HeaderMap::from_iter([("x-amz-bucket-region".parse().unwrap(), "nl-ams".parse().unwrap())]);
         assert_eq!(refusal(&headers, ""), region("nl-ams"));
         assert_eq!(refusal(&headers, "<Code>AccessDenied</Code>"), Refusal::Final);

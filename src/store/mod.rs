@@ -12,6 +12,7 @@ pub mod bucket;
 mod cache;
 mod client;
 mod counts;
+pub mod doctor;
 mod error;
 mod fetch;
 mod folder;

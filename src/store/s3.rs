@@ -248,7 +248,7 @@ pub(crate) fn url(at: &Bucket<'_>, options: &S3Options) -> Result<String, String
 }
 
 /// Where requests go, and whether that names the bucket already.
-fn endpoint(at: &Bucket<'_>, options: &S3Options) -> Result<(String, bool), String> {
+pub(crate) fn endpoint(at: &Bucket<'_>, options: &S3Options) -> Result<(String, bool), String> {
     let scheme = if options.use_tls { "https" } else { "http" };
     let is_virtual = match options.addressing {
         Addressing::Path => false,
@@ -287,7 +287,7 @@ fn keys(host: &str, options: &S3Options, client: &ClientOptions) -> Result<Keys,
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let address = host.parse::<std::net::IpAddr>();
     host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }

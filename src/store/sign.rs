@@ -2,15 +2,20 @@
 //!
 //! Sits between who makes requests (`object_store`, `bucket`), which send them unsigned, and the client that sends them
 //! (`http`). Promises: each attempt has a signature of its own; a store that names another region is asked again with
-//! that one, and from then on; one that calls keys stale is asked again with new ones, if there are any. Each at most
-//! once a request. It does not know what a request is for.
+//! that one, and from then on; one that calls keys stale is asked again with new ones, if there are any; one that wants
+//! the digest of what is put, as buckets with object lock do, gets it from then on. Each at most once a request. It does not know what a request is for.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
+use md5::{Digest, Md5};
 use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{
     HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody, HttpService,
@@ -23,8 +28,8 @@ use super::sse::EncryptionHeaders;
 
 /// An answer that is no success is read so far: what went wrong stands at its beginning.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
-/// One for the region, one for the keys.
-const CORRECTIONS_MAX: usize = 2;
+/// One for the region, one for the keys, one for the digest.
+const CORRECTIONS_MAX: usize = 3;
 
 /// What requests to one bucket are signed with.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub(crate) struct Signer {
     keys: Keys,
     region: Region,
     encryption: EncryptionHeaders,
+    /// Set once the store has asked for it: `Content-MD5` of what is put.
+    wants_digest: AtomicBool,
 }
 
 /// The region that requests are signed for.
@@ -52,7 +59,8 @@ impl Region {
 impl Signer {
     /// Will sign with `keys` for a region.
     pub(crate) fn new(keys: Keys, region: String, encryption: EncryptionHeaders) -> Signer {
-        Signer { keys, region: Region { first: region, learned: Mutex::new(None) }, encryption }
+        let region = Region { first: region, learned: Mutex::new(None) };
+        Signer { keys, region, encryption, wants_digest: AtomicBool::new(false) }
     }
 
     /// Puts signatures to what goes to a client.
@@ -76,6 +84,7 @@ struct Signing {
 struct Used {
     key: Option<Arc<AwsCredential>>,
     region: Arc<str>,
+    digest: bool,
 }
 
 impl HttpService for Signing {
@@ -106,10 +115,18 @@ impl HttpService for Signing {
 impl Signer {
     async fn sign(&self, request: &HttpRequest) -> Result<(HttpRequest, Used), HttpError> {
         let failed = |error: KeysError| HttpError::new(HttpErrorKind::Unknown, error);
-        let used = Used { key: self.keys.get().await.map_err(failed)?, region: self.region.now() };
+        let used = Used {
+            key: self.keys.get().await.map_err(failed)?,
+            region: self.region.now(),
+            digest: self.wants_digest.load(Ordering::Relaxed),
+        };
         let mut signed = request.clone();
         let (method, query) = (request.method().clone(), request.uri().query().unwrap_or_default());
         self.encryption.add(&method, query, signed.headers_mut());
+        if used.digest && method == Method::PUT {
+            let digest = digest(request.body().as_bytes().map_or(&[], |content| &content[..]));
+            signed.headers_mut().insert("content-md5", digest);
+        }
         self.move_host(&mut signed, &used.region)?;
         if let Some(key) = &used.key {
             let signing = AwsAuthorizer::new(key, "s3", &used.region).try_authorize(&mut signed, None);
@@ -148,9 +165,19 @@ impl Signer {
                 }),
                 None => false,
             },
+            Refusal::WantsDigest if !used.digest => {
+                tracing::debug!("the store wants the digest of what is put");
+                self.wants_digest.store(true, Ordering::Relaxed);
+                true
+            }
             _ => false,
         }
     }
+}
+
+/// The value of `Content-MD5`: it guards against nothing here, but some buckets take no put without.
+fn digest(content: &[u8]) -> HeaderValue {
+    HeaderValue::from_str(&BASE64_STANDARD.encode(Md5::digest(content))).expect("base64 is a header")
 }
 
 /// What a server says is a region is put into signatures and host names.

@@ -16,6 +16,7 @@ mod calm;
 mod check;
 mod cli_config;
 mod crash;
+mod doctor;
 mod excludes;
 mod exerciser;
 mod faults;

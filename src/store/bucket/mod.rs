@@ -24,9 +24,10 @@ use super::retry::Retries;
 use super::sign::Signer;
 use super::{S3Options, StoreCounts, StoreLocation, answer, s3};
 use listing::Page;
-use request::{Reply, Request, Sender};
+use request::Sender;
 
 pub use listing::Listed;
+pub(in crate::store) use request::{Reply, Request};
 pub use upload::{PART_BYTES, PARTS_MAX, Upload};
 
 /// A page of a listing is not longer: 1000 keys, each byte of which may be three.
@@ -118,6 +119,11 @@ impl Bucket {
         self.signer.learned_region()
     }
 
+    /// What the store's own clock said in its last answer, to the second.
+    pub(in crate::store) fn date_unix_ms(&self) -> Option<i64> {
+        self.counters.date_unix_ms()
+    }
+
     /// What was asked of this bucket and its clones so far.
     #[must_use]
     pub fn counts(&self) -> StoreCounts {
@@ -128,11 +134,20 @@ impl Bucket {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn list(&self, mut take: impl FnMut(Listed) -> bool) -> Result<(), StoreError> {
+    pub async fn list(&self, take: impl FnMut(Listed) -> bool) -> Result<(), StoreError> {
+        self.list_paged(None, take).await
+    }
+
+    /// Lists as [`Bucket::list`] does, in pages of at most so many keys.
+    pub(in crate::store) async fn list_paged(
+        &self,
+        keys_max: Option<u32>,
+        mut take: impl FnMut(Listed) -> bool,
+    ) -> Result<(), StoreError> {
         self.counters.list();
         let mut token: Option<String> = None;
         loop {
-            let page = self.page(token.as_deref()).await?;
+            let page = self.page(token.as_deref(), keys_max).await?;
             if !page.objects.into_iter().all(&mut take) {
                 return Ok(());
             }
@@ -146,9 +161,10 @@ impl Bucket {
         }
     }
 
-    async fn page(&self, token: Option<&str>) -> Result<Page, StoreError> {
+    async fn page(&self, token: Option<&str>, keys_max: Option<u32>) -> Result<Page, StoreError> {
         let mut query = vec![("list-type", "2".to_owned()), ("encoding-type", "url".to_owned())];
         query.extend((!self.prefix.is_empty()).then(|| ("prefix", self.prefix.clone())));
+        query.extend(keys_max.map(|keys| ("max-keys", keys.to_string())));
         query.extend(token.map(|token| ("continuation-token", token.to_owned())));
         let request = Request { key: None, query, bytes_max: PAGE_BYTES_MAX, ..Request::new(Method::GET, "") };
         let reply = self.send("listing", "", &request).await?;
@@ -209,7 +225,12 @@ impl Bucket {
     }
 
     /// Sends a request until it is answered or given up.
-    async fn send(&self, operation: &'static str, key: &str, request: &Request<'_>) -> Result<Reply, StoreError> {
+    pub(in crate::store) async fn send(
+        &self,
+        operation: &'static str,
+        key: &str,
+        request: &Request<'_>,
+    ) -> Result<Reply, StoreError> {
         let mut tries = self.retries.begin();
         loop {
             let outcome = {

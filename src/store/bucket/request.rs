@@ -12,33 +12,33 @@ use object_store::client::{HttpClient, HttpError, HttpRequest, HttpRequestBody};
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// A request, before it is signed.
-pub(super) struct Request<'a> {
-    pub(super) method: Method,
+pub(in crate::store) struct Request<'a> {
+    pub(in crate::store) method: Method,
     /// What is asked for below the bucket; the bucket itself for `None`.
-    pub(super) key: Option<&'a str>,
-    pub(super) query: Vec<(&'static str, String)>,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+    pub(in crate::store) key: Option<&'a str>,
+    pub(in crate::store) query: Vec<(&'static str, String)>,
+    pub(in crate::store) headers: HeaderMap,
+    pub(in crate::store) body: Bytes,
     /// The longest body of a good answer.
-    pub(super) bytes_max: u64,
+    pub(in crate::store) bytes_max: u64,
     /// Answers that are no failures for who asks.
-    pub(super) expects: &'static [u16],
+    pub(in crate::store) expects: &'static [u16],
 }
 
 impl<'a> Request<'a> {
-    pub(super) fn new(method: Method, key: &'a str) -> Self {
+    pub(in crate::store) fn new(method: Method, key: &'a str) -> Self {
         let (query, headers, body) = (Vec::new(), HeaderMap::new(), Bytes::new());
         Self { method, key: Some(key), query, headers, body, bytes_max: REFUSAL_BYTES_MAX as u64, expects: &[] }
     }
 }
 
 /// What was answered.
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(in crate::store) struct Reply {
+    pub(in crate::store) status: u16,
+    pub(in crate::store) headers: HeaderMap,
+    pub(in crate::store) body: Bytes,
     /// How often it was asked before.
-    pub(super) repeats: usize,
+    pub(in crate::store) repeats: usize,
 }
 
 /// Sends requests to one bucket.
