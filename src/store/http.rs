@@ -33,7 +33,7 @@ pub(crate) struct Connector {
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let reads = Maker::Reads(options.clone().with_read_timeout(self.stall_timeout));
+        let reads = Maker::Reads(options.clone().with_read_timeout(self.stall_timeout).into());
         let (options, limit) = self.uploads.clone();
         let writes = Maker::Writes(options, limit, self.counters.clone());
         Ok(HttpClient::new(Service {
@@ -61,7 +61,7 @@ struct Pool {
 /// Makes a client without connections.
 #[derive(Debug)]
 enum Maker {
-    Reads(ClientOptions),
+    Reads(Box<ClientOptions>),
     Writes(PacedOptions, Option<Arc<Limit>>, Arc<Counters>),
 }
 
