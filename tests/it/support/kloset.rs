@@ -55,7 +55,7 @@ fn store(inner: impl ObjectStore) -> Store {
 /// Returns a store that is asked again at once where it fails, as often as a bucket would in minutes.
 pub(crate) fn patient(inner: impl ObjectStore) -> Store {
     let retry = RetryOptions {
-        times_max: 40,
+        times_max: 200,
         pause_first: Duration::ZERO,
         entropy: Entropy::seeded(1),
         ..RetryOptions::default()
