@@ -156,7 +156,7 @@ fn a_first_backup_killed_at_any_moment_goes_on_with_what_is_listed() {
         let home = Home::new();
         let mut listed = 0;
         for _ in 0..5 {
-            let wait = whole.mul_f64(random.below(400) as f64 / 1000.0);
+            let wait = whole.mul_f64(random.below(800) as f64 / 1000.0);
             let running = kill_after(&home, &backup, wait);
             let now = listed_files(&home.open(), source.path());
             eprintln!("chain {chain}: {now} files are listed after {wait:?} of about {whole:?}");
