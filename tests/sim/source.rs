@@ -1,0 +1,70 @@
+//! What the hosts of a simulation back up: real folders of a few small files, and what is in them.
+//!
+//! Contents come from a small pool, so that hosts share them and that what was given up comes back. Each write has a time
+//! of its own: two in one tick of the kernel's clock would look the same. Folders lie one in another and not side by side,
+//! so that a backup has one way to go through them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::random::{Random, noise};
+
+/// Paths below a source, and what the files hold.
+pub(crate) type Model = BTreeMap<String, Bytes>;
+
+const NAMES: [&str; 6] = ["a", "b", "c", "sub/d", "sub/e", "sub/f"];
+/// Contents in the pool.
+const CONTENTS: u64 = 7;
+const CONTENT_BYTES_MAX: u64 = 5000;
+
+/// A folder to be backed up.
+pub(crate) struct Source {
+    folder: PathBuf,
+    pub(crate) model: Model,
+    writes: u64,
+}
+
+impl Source {
+    /// Makes an empty folder.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        fs::create_dir_all(folder.join("sub")).unwrap();
+        Self { folder, model: Model::new(), writes: 0 }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes or removes some files.
+    pub(crate) fn change(&mut self, random: &mut Random) {
+        for _ in 0..=random.below(4) {
+            let name = *random.one(&NAMES);
+            let content = random.below(CONTENTS + 2);
+            match content < CONTENTS {
+                true => self.write(name, content),
+                false => self.remove(name),
+            }
+        }
+    }
+
+    fn write(&mut self, name: &str, content: u64) {
+        let bytes = 300 + blake3::hash(&content.to_le_bytes()).as_bytes()[0] as u64 * 97 % CONTENT_BYTES_MAX;
+        let content: Bytes = noise(content, usize::try_from(bytes).unwrap()).into();
+        self.writes += 1;
+        let at = self.folder.join(name);
+        fs::write(&at, &content).unwrap();
+        let time = UNIX_EPOCH + Duration::from_secs(1_700_000_000 + self.writes);
+        File::options().write(true).open(&at).unwrap().set_modified(time).unwrap();
+        self.model.insert(name.to_owned(), content);
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.model.remove(name).is_some() {
+            fs::remove_file(self.folder.join(name)).unwrap();
+        }
+    }
+}

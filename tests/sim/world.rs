@@ -1,0 +1,338 @@
+//! The director: begins, lets time go by, and holds every snapshot against its model after each change.
+//!
+//! What a reading of a snapshot asked the store for is remembered: it is read again once something of that has changed, so
+//! "after each step" costs little.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kloset_mount::cpu::Cpu;
+use kloset_mount::env::{Clock, Env};
+use kloset_mount::repo::header::ChunkerSettings;
+use kloset_mount::repo::keyslot::SlotSecret;
+use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::{CreateOptions, Repo};
+use kloset_mount::store::Store;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::actors::{Actor, Looked, Task, Trouble};
+use crate::bucket::{Bucket, Change, Habits};
+use crate::gate::{DIRECTOR, Gate, Rates};
+use crate::random::Random;
+use crate::reading::by_reader;
+use crate::source::{Model, Source};
+use crate::store::{Asked, SimStore};
+
+const HOUR_MS: i64 = 3_600_000;
+/// The grace period of the simulated prunes.
+pub(crate) const GRACE_MS: i64 = 24 * HOUR_MS;
+/// How far the clock of a host may be wrong.
+const SKEW_MS_MAX: i64 = 40 * HOUR_MS;
+/// Actors at once.
+const ACTORS_MAX: usize = 5;
+const READER_BYTES: usize = 1 << 20;
+/// The smallest chunks that a header allows.
+const SMALL: ChunkerSettings = ChunkerSettings { min_bytes: 1024, avg_bytes: 2048, max_bytes: 8192 };
+
+/// What a simulation came through.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) committed: u64,
+    pub(crate) forgotten: u64,
+    pub(crate) begun_again: u64,
+    pub(crate) failed: u64,
+    pub(crate) read_whole: u64,
+    pub(crate) packs_deleted: u64,
+    pub(crate) steps: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.committed += other.committed;
+        self.forgotten += other.forgotten;
+        self.begun_again += other.begun_again;
+        self.failed += other.failed;
+        self.read_whole += other.read_whole;
+        self.packs_deleted += other.packs_deleted;
+        self.steps += other.steps;
+    }
+}
+
+struct Snapshot {
+    looked: Looked,
+    /// What was asked for when it was read last; nothing if it has to be read.
+    asked: Option<Asked>,
+}
+
+/// One seed's world.
+pub(crate) struct World {
+    seed: u64,
+    gate: Gate,
+    store: SimStore,
+    repo: Repo,
+    runtime: Runtime,
+    random: Random,
+    sources: Vec<Source>,
+    actors: Vec<Actor>,
+    /// What each backup that was begun is to hold.
+    meant: BTreeMap<usize, (PathBuf, Model)>,
+    snapshots: BTreeMap<SnapshotName, Snapshot>,
+    forgotten: BTreeSet<SnapshotName>,
+    pub(crate) counts: Counts,
+}
+
+fn secret() -> SlotSecret {
+    SlotSecret::parse_key_file(&"07".repeat(32)).unwrap()
+}
+
+fn rates(random: &mut Random) -> Rates {
+    Rates {
+        crash: *random.one(&[0, 60, 300]),
+        fault: *random.one(&[0, 0, 40, 200]),
+        repeat: *random.one(&[0, 20]),
+        director: *random.one(&[4, 12, 30]),
+        stays: *random.one(&[0, 50, 90, 97]),
+    }
+}
+
+/// Returns what a party needs to open the kloset.
+fn outfit(gate: &Gate, party: usize, seed: u64, blocks: bool) -> (SimStore, Store, Env) {
+    let store = SimStore { gate: gate.clone(), party, blocks, asked: Arc::default() };
+    let clock = Clock::Manual(gate.lock().parties[party].clock.clone());
+    let env = Env { clock, parallelism: 1, ..Env::seeded(seed * 1000 + party as u64, 0) };
+    (store.clone(), Store::new(Arc::new(store), "simulated".to_owned()), env)
+}
+
+impl World {
+    /// Makes a bucket with an empty kloset and two empty sources below `folder`.
+    pub(crate) fn new(seed: u64, folder: &Path) -> Self {
+        let mut random = Random::new(seed);
+        let habits = Habits {
+            page: *random.one(&[2, 1000]),
+            ignores_condition: random.below(4) == 0,
+            misses_deleted: random.below(2) == 0,
+        };
+        let rates = rates(&mut random);
+        let gate = Gate::new(Bucket::new(habits), Random::new(random.next()), 1_790_000_000_000, rates);
+        let (sim, store, env) = outfit(&gate, DIRECTOR, seed, false);
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let options = CreateOptions { chunker: SMALL, ..CreateOptions::default() };
+        let repo = runtime.block_on(Repo::create(store, &secret(), &options, env, Cpu::inline())).unwrap();
+        let sources = ["A", "B"].map(|host| Source::new(folder.join(host))).into();
+        Self {
+            seed,
+            gate,
+            store: sim,
+            repo,
+            runtime,
+            random,
+            sources,
+            actors: Vec::new(),
+            meant: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Lets all happen; the log of all operations at the end, or what went wrong.
+    pub(crate) fn run(&mut self) -> Result<Vec<String>, String> {
+        let played = self.play();
+        if played.is_err() {
+            self.stop();
+        }
+        let log = std::mem::take(&mut self.gate.lock().log);
+        self.counts.steps = log.len() as u64;
+        let tail = || log[log.len().saturating_sub(150)..].join("\n");
+        played.map_err(|wrong| format!("{}\n{wrong}", tail()))?;
+        Ok(log)
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        for _ in 0..10 + self.random.below(30) {
+            self.act();
+            self.rest()?;
+        }
+        self.gate.lock().rates.director = 0;
+        while !self.actors.is_empty() {
+            self.rest()?;
+        }
+        self.tidy_up()
+    }
+
+    /// Lets others go on until something changed or the director's turn has come, and looks at it.
+    fn rest(&mut self) -> Result<(), String> {
+        self.gate.rest();
+        let changes = std::mem::take(&mut self.gate.lock().changes);
+        changes.into_iter().try_for_each(|change| self.note(&change))?;
+        self.check()?;
+        self.reap()
+    }
+
+    /// Does something, or nothing.
+    fn act(&mut self) {
+        let task = match self.random.below(20) {
+            0..7 => self.new_backup(),
+            7..9 => self.choose().map(|names| Task::Forget(names.into_iter().collect())),
+            9..13 => None,
+            13 => self.choose_one().map(Task::Read),
+            14 => self.choose_one().map(Task::Mount),
+            _ => {
+                let hours = *self.random.one(&[1, 5, 13, 25, 30]);
+                self.let_time_go(hours * HOUR_MS);
+                None
+            }
+        };
+        if let Some(task) = task.filter(|_| self.actors.len() < ACTORS_MAX) {
+            self.start(task);
+        }
+    }
+
+    fn new_backup(&mut self) -> Option<Task> {
+        let host = usize::try_from(self.random.below(2)).unwrap();
+        let is_busy = |actor: &Actor| matches!(actor.task, Task::Backup { host: other, .. } if other == host);
+        if self.actors.iter().any(is_busy) || self.actors.len() >= ACTORS_MAX {
+            return None;
+        }
+        if self.random.below(5) > 0 {
+            self.sources[host].change(&mut self.random);
+        }
+        let (folder, force) = (self.sources[host].path().to_owned(), self.random.below(10) == 0);
+        Some(Task::Backup { host, folder, force })
+    }
+
+    fn choose(&mut self) -> Option<BTreeSet<SnapshotName>> {
+        let most = self.random.below(4);
+        let chosen: BTreeSet<_> = self.snapshots.keys().copied().filter(|_| self.random.below(4) < most).collect();
+        Some(chosen).filter(|chosen| !chosen.is_empty())
+    }
+
+    fn choose_one(&mut self) -> Option<Looked> {
+        let all: Vec<_> = self.snapshots.values().map(|snapshot| &snapshot.looked).collect();
+        if all.is_empty() { None } else { Some((*self.random.one(&all)).clone()) }
+    }
+
+    fn start(&mut self, task: Task) {
+        let number = self.gate.lock().parties.len();
+        let skew = i64::try_from(self.random.below(SKEW_MS_MAX as u64 * 2)).unwrap() - SKEW_MS_MAX;
+        let party = self.gate.join(format!("{} ({number})", task.name()), skew);
+        let (sim, store, env) = outfit(&self.gate, party, self.seed, task.blocks());
+        let repo = self.runtime.block_on(Repo::open(store, &secret(), env, Cpu::inline())).unwrap();
+        if let Task::Backup { host, folder, .. } = &task {
+            self.meant.insert(party, (folder.clone(), self.sources[*host].model.clone()));
+        }
+        self.actors.push(Actor::start(&self.gate, sim, repo, task));
+    }
+
+    /// Lets time go by: as much as a writer may take between its last look and its snapshot.
+    // format.md, "A writer against prune"
+    fn let_time_go(&mut self, ms: i64) {
+        let mut state = self.gate.lock();
+        let alive = state.parties.iter().filter(|party| !party.is_dead);
+        let limit = alive.filter_map(|party| party.looked_ms).min().map_or(i64::MAX, |ms| ms + GRACE_MS - HOUR_MS);
+        let ms = ms.min(limit - state.now_ms).max(0);
+        state.advance(ms);
+        let line = format!("{} {} hours went by", state.now_ms, ms / HOUR_MS);
+        state.log.push(line);
+    }
+
+    /// Takes note of a change.
+    fn note(&mut self, change: &Change) -> Result<(), String> {
+        let Change { by, name, is_put } = change;
+        if let Some(snapshot) = SnapshotName::parse(name) {
+            return self.note_snapshot(snapshot, *by, *is_put);
+        }
+        if !is_put && name.starts_with("packs/") {
+            self.counts.packs_deleted += 1;
+        }
+        for snapshot in self.snapshots.values_mut() {
+            if snapshot.asked.as_ref().is_some_and(|asked| asked.depends_on(name)) {
+                snapshot.asked = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_snapshot(&mut self, name: SnapshotName, by: usize, is_put: bool) -> Result<(), String> {
+        let is_by_forget = self.gate.lock().parties[by].name.starts_with("forget");
+        match is_put {
+            true => {
+                let (folder, model) = self.meant.get(&by).cloned().ok_or("a snapshot of nobody's")?;
+                self.counts.committed += 1;
+                let looked = Looked { name, folder, model };
+                self.snapshots.entry(name).or_insert(Snapshot { looked, asked: None });
+            }
+            false if !is_by_forget => return Err(format!("snapshot {} was deleted by another than forget", name.id)),
+            false => {
+                self.counts.forgotten += 1;
+                self.snapshots.remove(&name);
+                self.forgotten.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every snapshot whose reading may have changed.
+    fn check(&mut self) -> Result<(), String> {
+        for snapshot in self.snapshots.values_mut().filter(|snapshot| snapshot.asked.is_none()) {
+            let Looked { name, folder, .. } = &snapshot.looked;
+            *self.store.asked.lock().unwrap() = Asked::default();
+            let reader = self.repo.reader(READER_BYTES);
+            let found = self.runtime.block_on(by_reader(&self.repo, &reader, *name, folder));
+            let found = found.map_err(|error| format!("snapshot {} cannot be read: {error}", name.id))?;
+            snapshot.looked.compare(&found).map_err(|trouble| format!("{trouble:?}"))?;
+            snapshot.asked = Some(std::mem::take(&mut self.store.asked.lock().unwrap()));
+            self.counts.read_whole += 1;
+        }
+        Ok(())
+    }
+
+    /// Lets those go who are over, and judges how they ended.
+    fn reap(&mut self) -> Result<(), String> {
+        let (over, actors) = std::mem::take(&mut self.actors).into_iter().partition(Actor::is_over);
+        self.actors = actors;
+        for actor in over {
+            self.judge(actor)?;
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, actor: Actor) -> Result<(), String> {
+        let (party, task) = (actor.party, actor.task.clone());
+        let (name, is_hurt) = {
+            let state = self.gate.lock();
+            let party = &state.parties[party];
+            (party.name.clone(), party.is_hurt)
+        };
+        match actor.join() {
+            Ok(()) => {}
+            Err(Trouble::Wrong(wrong)) => return Err(format!("{name}: {wrong}")),
+            Err(_) if is_hurt => self.counts.failed += 1,
+            Err(Trouble::Again) => self.counts.begun_again += 1,
+            Err(Trouble::Failed(error)) => {
+                let is_gone = |looked: &Looked| self.forgotten.contains(&looked.name);
+                match &task {
+                    Task::Read(looked) | Task::Mount(looked) if is_gone(looked) => {}
+                    _ => return Err(format!("{name} failed of nothing: {error}")),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all actors crash, so that their threads end.
+    fn stop(&mut self) {
+        self.gate.lock().rates = Rates { crash: 1, fault: 0, repeat: 0, director: 0, stays: 0 };
+        while self.actors.iter().any(|actor| !actor.is_over()) {
+            self.gate.rest();
+            self.gate.lock().changes.clear();
+        }
+        self.actors.drain(..).for_each(|actor| drop(actor.join()));
+    }
+
+    /// Undisturbed in the end, all is well.
+    fn tidy_up(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
