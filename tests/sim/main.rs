@@ -18,9 +18,9 @@ mod store;
 mod world;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use random::size;
+use random::{size, slow};
 use world::{Counts, World};
 
 /// Returns the seed that is asked for.
@@ -35,42 +35,70 @@ fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("kloset-sim-").tempdir_in(base).unwrap()
 }
 
-/// Runs one seed in a new folder.
-fn run(seed: u64, folder: &Path) -> (Counts, Vec<String>) {
+/// Runs one seed in a new folder; the log of all operations, or the end of it and what went wrong.
+fn run(seed: u64, folder: &Path) -> Result<(Counts, Vec<String>), String> {
     let below = folder.join(format!("{seed:08}"));
     let mut world = World::new(seed, &below);
-    let log = world.run().unwrap_or_else(|wrong| {
-        panic!("{wrong}\nseed {seed}; alone: KLOSET_SEED={seed} cargo test --test sim")
-    });
+    let log = world.run();
     std::fs::remove_dir_all(below).unwrap();
-    (world.counts, log)
+    Ok((world.counts, log?))
 }
 
-fn run_all(seeds: Range<u64>) -> Counts {
-    let folder = folder();
-    let mut total = Counts::default();
+/// Runs seeds; what they came through, and those that went wrong.
+fn run_some(seeds: impl Iterator<Item = u64>, folder: &Path) -> (Counts, Vec<(u64, String)>) {
+    let (mut total, mut wrong) = (Counts::default(), Vec::new());
     for seed in seeds {
-        total.add(run(seed, folder.path()).0);
+        match run(seed, folder) {
+            Ok((counts, _)) => total.add(counts),
+            Err(told) => wrong.push((seed, told)),
+        }
     }
-    total
+    (total, wrong)
+}
+
+/// Runs seeds, in the long form on all cores.
+fn run_all(seeds: Range<u64>) -> (Counts, Vec<(u64, String)>) {
+    let threads = if slow() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
+    let folder = folder();
+    let shares: Vec<_> = (0..threads).map(|n| folder.path().join(n.to_string())).collect();
+    shares.iter().for_each(|share| std::fs::create_dir(share).unwrap());
+    let (mut total, mut wrong) = (Counts::default(), Vec::new());
+    std::thread::scope(|scope| {
+        let begin = |(n, share): (usize, &PathBuf)| {
+            let (seeds, share) = (seeds.clone().skip(n).step_by(threads), share.clone());
+            scope.spawn(move || run_some(seeds, &share))
+        };
+        let running: Vec<_> = shares.iter().enumerate().map(begin).collect();
+        for thread in running {
+            let (counts, some) = thread.join().unwrap();
+            total.add(counts);
+            wrong.extend(some);
+        }
+    });
+    (total, wrong)
 }
 
 #[test]
 fn every_snapshot_reads_as_it_was_whatever_happens_beside() {
-    if let Some(seed) = only_seed() {
-        println!("{:#?}", run_all(seed..seed + 1));
-        return;
+    let only = only_seed();
+    let (counts, wrong) = run_all(only.map_or(0..size(500, 20_000), |seed| seed..seed + 1));
+    eprintln!("{counts:#?}");
+    if let Some((seed, told)) = wrong.first() {
+        let seeds: Vec<_> = wrong.iter().map(|(seed, _)| seed).collect();
+        eprintln!("{told}");
+        panic!("{} seeds fail: {seeds:?}\nthe first alone: KLOSET_SEED={seed} cargo test --test sim", wrong.len());
     }
-    let total = run_all(0..size(500, 20_000));
-    println!("{total:#?}");
+    if only.is_none() {
+        counts.assert_all_happened();
+    }
 }
 
 #[test]
 fn a_seed_gives_the_same_operations_twice() {
-    let seeds = only_seed().map_or(0..30, |seed| seed..seed + 1);
+    let seeds = only_seed().map_or(0..size(30, 500), |seed| seed..seed + 1);
     for seed in seeds {
         let folder = folder();
-        let (first, second) = (run(seed, folder.path()).1, run(seed, folder.path()).1);
+        let [first, second] = [(); 2].map(|()| run(seed, folder.path()).unwrap().1);
         for (number, (first, second)) in first.iter().zip(&second).enumerate() {
             assert_eq!(first, second, "operation {number} of seed {seed}");
         }

@@ -57,6 +57,14 @@ impl Counts {
         self.packs_deleted += other.packs_deleted;
         self.steps += other.steps;
     }
+
+    /// Fails if something that the simulation is for never happened.
+    pub(crate) fn assert_all_happened(&self) {
+        let Self { committed, forgotten, begun_again, failed, read_whole, packs_deleted, steps } = *self;
+        for count in [committed, forgotten, begun_again, failed, read_whole, packs_deleted, steps] {
+            assert!(count > 0, "{self:#?}");
+        }
+    }
 }
 
 struct Snapshot {
@@ -255,13 +263,14 @@ impl World {
     }
 
     fn note_snapshot(&mut self, name: SnapshotName, by: usize, is_put: bool) -> Result<(), String> {
-        let is_by_forget = self.gate.lock().parties[by].name.starts_with("forget");
+        let is_by_forget = self.actors.iter().any(|actor| actor.party == by && matches!(actor.task, Task::Forget(_)));
         match is_put {
             true => {
                 let (folder, model) = self.meant.get(&by).cloned().ok_or("a snapshot of nobody's")?;
-                self.counts.committed += 1;
                 let looked = Looked { name, folder, model };
-                self.snapshots.entry(name).or_insert(Snapshot { looked, asked: None });
+                if self.snapshots.insert(name, Snapshot { looked, asked: None }).is_none() {
+                    self.counts.committed += 1;
+                }
             }
             false if !is_by_forget => return Err(format!("snapshot {} was deleted by another than forget", name.id)),
             false => {
