@@ -121,7 +121,8 @@ impl From<RepoError> for CliError {
             | RepoError::NoPath(_)
             | RepoError::NotA { .. }
             | RepoError::TooLong { .. }
-            | RepoError::Pruned(_) => Exit::Error,
+            | RepoError::Pruned(_)
+            | RepoError::PruneAtWork => Exit::Error,
         };
         CliError::new(exit, error.to_string())
     }

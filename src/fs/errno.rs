@@ -101,7 +101,8 @@ fn repo_errno(error: &RepoError) -> Errno {
         | RepoError::KeySlot { .. }
         | RepoError::TooLong { .. }
         | RepoError::AmbiguousSnapshot(_)
-        | RepoError::Pruned(_) => Errno::IO,
+        | RepoError::Pruned(_)
+        | RepoError::PruneAtWork => Errno::IO,
     }
 }
 

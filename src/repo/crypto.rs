@@ -37,6 +37,8 @@ const HEADER_CONTEXT: &str = "kloset-mount v1 header mac key";
 const CACHE_CONTEXT: &str = "kloset-mount v1 local cache key";
 /// Nor is this.
 const JOURNAL_CONTEXT: &str = "kloset-mount v1 local journal key";
+/// Derived from the private key: who can only write must not be able to say where chunks went.
+const MOVED_CONTEXT: &str = "kloset-mount v1 moved chunks key";
 const PSK_CONTEXT: &str = "kloset-mount v1 session psk";
 const CHUNKER_CONTEXT: &str = "kloset-mount v1 chunker seed";
 const PRIVATE_CONTEXT: &str = "kloset-mount v1 x25519 private key";
@@ -167,6 +169,15 @@ impl Keys {
     #[must_use]
     pub fn index_key(&self) -> SealingKey {
         SealingKey::new(&self.write.index)
+    }
+
+    /// Returns the key that seals where moved chunks went, which a write-only slot does not hold.
+    ///
+    /// # Errors
+    /// [`CryptoError::WriteOnly`] without the right to read.
+    pub fn moved_key(&self) -> Result<SealingKey, CryptoError> {
+        let private = self.private.as_ref().ok_or(CryptoError::WriteOnly)?;
+        Ok(SealingKey::new(&private.derive(MOVED_CONTEXT)))
     }
 
     /// Authenticates `text`, the header's bound fields.

@@ -82,6 +82,9 @@ pub enum RepoError {
     /// Packs that this session relies on were marked for deletion while it ran.
     #[error("{0} packs in use were marked for deletion meanwhile: run the backup again")]
     Pruned(usize),
+    /// Another prune rewrote the index meanwhile.
+    #[error("another prune is at work: what it does is not touched; run this one again later")]
+    PruneAtWork,
 }
 
 impl RepoError {

@@ -102,6 +102,12 @@ impl IndexRun {
         }
     }
 
+    /// Returns the places of a chunk.
+    pub fn places(&self, id: ChunkId) -> impl Iterator<Item = Placed> {
+        let from = self.entries.partition_point(|e| e.id < id);
+        self.entries[from..].iter().take_while(move |e| e.id == id).map(|e| self.placed(e))
+    }
+
     /// Returns where an entry's chunk lies.
     ///
     /// # Panics
@@ -138,7 +144,7 @@ impl IndexRun {
     }
 
     // format.md, "Index run"
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEAD_BYTES + self.packs.len() * PACK_BYTES + self.entries.len() * ENTRY_BYTES);
         let count = |n: usize| u32::try_from(n).expect("a run is closed long before").to_le_bytes();
         out.extend_from_slice(&VERSION.to_le_bytes());

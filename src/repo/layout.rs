@@ -18,6 +18,9 @@ pub const SNAPSHOTS: &str = "snapshots";
 /// The folder of pending lists.
 pub const PENDING: &str = "pending";
 
+/// The folder that says where chunks went that were moved out of packs: below the index, so that one listing shows both.
+pub const MOVED: &str = "index/moved";
+
 /// Returns a key slot's name.
 #[must_use]
 pub fn slot_name(id: SlotId) -> String {
@@ -34,6 +37,18 @@ pub fn run_name(id: RunId) -> String {
 #[must_use]
 pub fn pending_name(id: PendingId) -> String {
     format!("{PENDING}/{id}")
+}
+
+/// Returns the name of the object that says where the chunks of a pack went.
+#[must_use]
+pub fn moved_name(pack: PackId) -> String {
+    format!("{MOVED}/{}/{:08x}", pack.session, pack.number)
+}
+
+/// Parses the name of an object that says where the chunks of a pack went.
+#[must_use]
+pub fn parse_moved(name: &str) -> Option<PackId> {
+    parse_numbered(name.strip_prefix("index/moved/")?)
 }
 
 /// Parses a key slot's name.
@@ -57,7 +72,11 @@ pub fn parse_pending(name: &str) -> Option<PendingId> {
 /// Parses a pack's name.
 #[must_use]
 pub fn parse_pack(name: &str) -> Option<PackId> {
-    let (session, number) = name.strip_prefix("packs/")?.split_once('/')?;
+    parse_numbered(name.strip_prefix("packs/")?)
+}
+
+fn parse_numbered(rest: &str) -> Option<PackId> {
+    let (session, number) = rest.split_once('/')?;
     let session: SessionId = session.parse().ok()?;
     let mut bytes = [0; 4];
     super::id::from_hex(number, &mut bytes)?;
@@ -133,6 +152,8 @@ mod tests {
         assert_eq!(parse_pack(&format!("{pack}.tmp")), None);
         assert_eq!(parse_slot(&slot_name(SlotId([3; 16]))), Some(SlotId([3; 16])));
         assert_eq!(parse_run(&run_name(RunId([3; 16]))), Some(RunId([3; 16])));
+        assert_eq!(parse_moved(&moved_name(pack)), Some(pack));
+        assert_eq!((parse_run(&moved_name(pack)), parse_pack(&moved_name(pack))), (None, None));
         assert_eq!(parse_pending(&pending_name(PendingId([3; 16]))), Some(PendingId([3; 16])));
     }
 }

@@ -24,6 +24,8 @@ use crate::store::Store;
 const FETCHES: usize = 16;
 /// KiB of index runs, sealed, that are fetched and not yet taken at most.
 const UNDER_WAY_KIB: u32 = 16 << 10;
+/// The index is listed again at most so often because a run vanished that was listed.
+const LISTINGS_MAX: usize = 3;
 /// A reader does not load the index again sooner: what it does not explain is mostly damage, and stays so.
 const RELOAD_MS_MIN: i64 = 10_000;
 
@@ -47,28 +49,50 @@ impl Index {
 
     /// Returns every place where a chunk was stored, in the order of the runs.
     pub fn places(&self, id: ChunkId) -> impl Iterator<Item = Placed> {
-        self.runs.iter().flat_map(move |(_, run)| {
-            let from = run.entries.partition_point(|e| e.id < id);
-            run.entries[from..].iter().take_while(move |e| e.id == id).map(|e| run.placed(e))
-        })
+        self.runs.iter().flat_map(move |(_, run)| run.places(id))
     }
 }
 
 /// Lists the index runs in the first store and reads them from the second, the same one through a cache maybe; hands each
-/// over in the order of their names.
+/// over, mostly in the order of their names.
 ///
 /// Memory is bounded: what is under way is 16 MiB of runs, or one run.
 ///
 /// # Errors
-/// [`RepoError`]; a run that vanishes meanwhile was replaced by another and is passed over.
+/// [`RepoError`]; a run that vanishes meanwhile was replaced by another, which is sought by listing again.
 pub async fn for_each_run(
     (listed, read): (&Store, &Store),
     keys: &Keys,
     mut take: impl FnMut(RunId, IndexRun),
 ) -> Result<(), RepoError> {
-    let under_way = Semaphore::new(UNDER_WAY_KIB as usize);
-    let runs =
-        listed.list(layout::INDEX).await?.into_iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.bytes)));
+    let mut taken = HashSet::new();
+    for _ in 0..LISTINGS_MAX {
+        let objects = listed.list(layout::INDEX).await?;
+        let runs = objects.iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.bytes)));
+        let new: Vec<_> = runs.filter(|(id, _)| !taken.contains(id)).collect();
+        let vanished = for_each_of(read, keys, new, |id, run| {
+            taken.insert(id);
+            take(id, run);
+        })
+        .await?;
+        if vanished == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads index runs, of which the lengths are known, and hands each over in their order; returns how many have vanished.
+///
+/// # Errors
+/// [`RepoError`].
+pub async fn for_each_of(
+    read: &Store,
+    keys: &Keys,
+    runs: Vec<(RunId, u64)>,
+    mut take: impl FnMut(RunId, IndexRun),
+) -> Result<usize, RepoError> {
+    let (under_way, mut vanished) = (Semaphore::new(UNDER_WAY_KIB as usize), 0);
     let mut runs = futures::stream::iter(runs)
         .map(|(id, bytes)| {
             let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, UNDER_WAY_KIB);
@@ -77,12 +101,13 @@ pub async fn for_each_run(
         })
         .buffered(FETCHES);
     while let Some((room, run)) = runs.try_next().await? {
-        if let Some((id, run)) = run {
-            take(id, run);
+        match run {
+            Some((id, run)) => take(id, run),
+            None => vanished += 1,
         }
         drop(room);
     }
-    Ok(())
+    Ok(vanished)
 }
 
 async fn load_run(store: &Store, keys: &Keys, id: RunId) -> Result<Option<(RunId, IndexRun)>, RepoError> {

@@ -2,8 +2,8 @@
 //!
 //! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
 //! [`bucket_names`], [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`],
-//! [`pending`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`], [`forget`],
-//! [`slots`]. Nothing here prints, mounts or walks folders.
+//! [`pending`], [`moved`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`],
+//! [`forget`], [`prune`], [`slots`]. Nothing here prints, mounts or walks folders.
 
 pub mod blocks;
 pub mod bucket_names;
@@ -22,11 +22,13 @@ pub mod keyslot;
 pub mod layout;
 pub mod lookup;
 mod messagepack;
+pub mod moved;
 pub mod pack;
 pub mod path;
 pub mod pending;
 mod places;
 pub mod policy;
+pub mod prune;
 pub mod reader;
 pub mod sealed;
 pub mod slots;

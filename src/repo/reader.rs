@@ -329,6 +329,18 @@ impl Reader {
         }
     }
 
+    /// Tells whether a chunk is where that says, and nowhere else: by reading it.
+    ///
+    /// # Errors
+    /// [`RepoError::Damaged`] if it is not.
+    pub(super) async fn is_there(
+        &self,
+        (kind, id, bytes): (PackKind, ChunkId, u32),
+        at: &Location,
+    ) -> Result<(), RepoError> {
+        self.chunk_at(Wanted { kind, id, bytes }, at).await.map(drop)
+    }
+
     /// Begins to fetch what a chunk needs, and returns at once.
     pub fn prefetch(&self, at: &ChunkRef) {
         if self.0.frames.ready(&(at.location.pack, at.location.frame_offset)).is_none() {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
@@ -248,6 +248,25 @@ impl Store {
                 error => Err(error),
             },
         }
+    }
+
+    /// Deletes objects, several at once; those that are not there are deleted already.
+    ///
+    /// All are tried; a failure is told at the end.
+    pub async fn delete_all(&self, names: &[String]) -> Result<(), StoreError> {
+        let paths: Vec<_> = names.iter().map(|name| self.path("deleting", name)).collect::<Result<_, _>>()?;
+        paths.iter().for_each(|_| self.counters.delete());
+        let mut failure = None;
+        let mut deleted = self.inner.delete_stream(futures::stream::iter(paths).map(Ok).boxed());
+        while let Some(outcome) = deleted.next().await {
+            if let Err(error) = outcome {
+                match classify(self.place("deleting", ""), error) {
+                    StoreError::NotFound { .. } => {}
+                    error => drop(failure.get_or_insert(error)),
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Whether the object of that name has this content; `None` where there is none.
