@@ -9,6 +9,7 @@ use kloset_mount::fs::{View, ViewOptions};
 use kloset_mount::monitor::Monitor;
 use kloset_mount::repo::forget::forget;
 use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::prune::{PruneOptions, apply, plan};
 use kloset_mount::repo::{Repo, RepoError};
 use tokio::runtime::{Builder, Runtime};
 
@@ -27,6 +28,7 @@ const MEMORY_BYTES: usize = 4 << 10;
 pub(crate) enum Task {
     Backup { host: usize, folder: PathBuf, force: bool },
     Forget(Vec<SnapshotName>),
+    Prune(PruneOptions),
     Read(Looked),
     Mount(Looked),
 }
@@ -66,6 +68,7 @@ impl Task {
             Self::Backup { host: 0, .. } => "backup A",
             Self::Backup { .. } => "backup B",
             Self::Forget(_) => "forget",
+            Self::Prune(_) => "prune",
             Self::Read(_) => "reader",
             Self::Mount(_) => "mount",
         }
@@ -105,10 +108,23 @@ impl Task {
                 Some(error) => Err(failed(error)),
                 None => Ok(()),
             },
+            Self::Prune(options) => runtime.block_on(prune(repo, options)),
             Self::Read(looked) => runtime.block_on(read(repo, store, looked)),
             Self::Mount(looked) => runtime.block_on(mount(repo, store, looked)),
         }
     }
+}
+
+/// Prunes as the command does: the plan comes first.
+async fn prune(repo: &Repo, options: &PruneOptions) -> Result<(), Trouble> {
+    let pruned = match plan(repo, options, &|_, _, _| {}).await {
+        Ok(_) => apply(repo, options, &|_, _, _| {}).await.map(drop),
+        Err(error) => Err(error),
+    };
+    pruned.map_err(|error| match error {
+        RepoError::PruneAtWork => Trouble::Again,
+        error => failed(error),
+    })
 }
 
 async fn read(repo: &Repo, store: &SimStore, looked: &Looked) -> Result<(), Trouble> {

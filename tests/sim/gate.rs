@@ -25,7 +25,7 @@ pub(crate) const DIRECTOR: usize = 0;
 const OP_MS_MAX: u64 = 400;
 
 /// How often what happens: one in so many operations, never if 0.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rates {
     pub(crate) crash: u64,
     /// It has no effect, or its reply is lost, and its actor is told.

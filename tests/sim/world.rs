@@ -6,12 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kloset_mount::cpu::Cpu;
 use kloset_mount::env::{Clock, Env};
+use kloset_mount::repo::check::{CheckOptions, check};
 use kloset_mount::repo::header::ChunkerSettings;
 use kloset_mount::repo::keyslot::SlotSecret;
 use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::prune::PruneOptions;
 use kloset_mount::repo::{CreateOptions, Repo};
 use kloset_mount::store::Store;
 use tokio::runtime::{Builder, Runtime};
@@ -29,6 +32,8 @@ const HOUR_MS: i64 = 3_600_000;
 pub(crate) const GRACE_MS: i64 = 24 * HOUR_MS;
 /// How far the clock of a host may be wrong.
 const SKEW_MS_MAX: i64 = 40 * HOUR_MS;
+/// Prunes that may be needed in the end.
+const PRUNES_MAX: usize = 8;
 /// Actors at once.
 const ACTORS_MAX: usize = 5;
 const READER_BYTES: usize = 1 << 20;
@@ -183,7 +188,7 @@ impl World {
         let task = match self.random.below(20) {
             0..7 => self.new_backup(),
             7..9 => self.choose().map(|names| Task::Forget(names.into_iter().collect())),
-            9..13 => None,
+            9..13 => Some(Task::Prune(self.prune_options())),
             13 => self.choose_one().map(Task::Read),
             14 => self.choose_one().map(Task::Mount),
             _ => {
@@ -214,6 +219,11 @@ impl World {
         let most = self.random.below(4);
         let chosen: BTreeSet<_> = self.snapshots.keys().copied().filter(|_| self.random.below(4) < most).collect();
         Some(chosen).filter(|chosen| !chosen.is_empty())
+    }
+
+    fn prune_options(&mut self) -> PruneOptions {
+        let max_unused_permille = *self.random.one(&[0, 0, 50, 1000]);
+        PruneOptions { grace: Duration::from_millis(GRACE_MS as u64), max_unused_permille, ..PruneOptions::default() }
     }
 
     fn choose_one(&mut self) -> Option<Looked> {
@@ -332,7 +342,7 @@ impl World {
 
     /// Has all actors crash, so that their threads end.
     fn stop(&mut self) {
-        self.gate.lock().rates = Rates { crash: 1, fault: 0, repeat: 0, director: 0, stays: 0 };
+        self.gate.lock().rates = Rates { crash: 1, ..Rates::default() };
         while self.actors.iter().any(|actor| !actor.is_over()) {
             self.gate.rest();
             self.gate.lock().changes.clear();
@@ -340,8 +350,32 @@ impl World {
         self.actors.drain(..).for_each(|actor| drop(actor.join()));
     }
 
-    /// Undisturbed in the end, all is well.
+    /// Left alone, prunes come to an end: what is left is whole, and nobody does without any of it.
     fn tidy_up(&mut self) -> Result<(), String> {
-        Ok(())
+        self.gate.lock().rates = Rates::default();
+        for _ in 0..PRUNES_MAX {
+            self.let_time_go(GRACE_MS + HOUR_MS);
+            self.start(Task::Prune(PruneOptions { max_unused_permille: 0, ..self.prune_options() }));
+            while !self.actors.is_empty() {
+                self.rest()?;
+            }
+            if self.gate.lock().bucket.names("pending/").is_empty() {
+                return self.find_leftovers();
+            }
+        }
+        Err(format!("after {PRUNES_MAX} more prunes there is still something to delete"))
+    }
+
+    fn find_leftovers(&mut self) -> Result<(), String> {
+        let report = self.runtime.block_on(check(&self.repo, CheckOptions { read_data: true }, &|_| {}));
+        let report = report.map_err(|error| format!("the check fails: {error}"))?;
+        if !report.damaged.is_empty() {
+            return Err(format!("{:#?}", report.damaged));
+        }
+        self.snapshots.values_mut().for_each(|snapshot| snapshot.asked = None);
+        self.check()?;
+        let is_asked = |name: &String| self.snapshots.values().any(|s| s.asked.iter().any(|a| a.names.contains(name)));
+        let mut packs = self.gate.lock().bucket.names("packs/").into_iter();
+        packs.find(|name| !is_asked(name)).map_or(Ok(()), |name| Err(format!("{name} is left, and nobody needs it")))
     }
 }
