@@ -355,7 +355,8 @@ impl World {
         self.gate.lock().rates = Rates::default();
         for _ in 0..PRUNES_MAX {
             self.let_time_go(GRACE_MS + HOUR_MS);
-            self.start(Task::Prune(PruneOptions { max_unused_permille: 0, ..self.prune_options() }));
+            let options = PruneOptions { max_unused_permille: 0, ..self.prune_options() };
+            self.start(Task::Prune(options));
             while !self.actors.is_empty() {
                 self.rest()?;
             }
