@@ -36,6 +36,7 @@ use crate::repo::chunker::Chunker;
 use crate::repo::id::{ChunkId, SnapshotId};
 use crate::repo::layout::{self, SnapshotName};
 use crate::repo::snapshot::{ByteText, ERRORS_BYTES_MAX, ERRORS_MAX, Manifest, SourceError, Summary, TEXTS_BYTES_MAX};
+use crate::repo::standing::Standing;
 use crate::repo::tree::{FileContent, Node, NodeKind, TreeRef};
 use crate::repo::writer::{Chunk, Writer, WriterOptions};
 use crate::repo::{Repo, RepoError};
@@ -59,6 +60,8 @@ pub use stream::{Stream, StreamError, StreamSource};
 
 /// Batches between the walker and the writer.
 const BATCHES_AHEAD: usize = 8;
+/// A backup begins again at most so often because a prune took what it relied on.
+const AGAIN_MAX: usize = 3;
 /// Memory of the reader that follows the parent snapshot.
 const PARENT_READER_BYTES: usize = 48 << 20;
 
@@ -174,6 +177,8 @@ pub enum BackupError {
 
 /// Makes a snapshot. Blocks; call it from a thread that does not drive `runtime`.
 ///
+/// If a prune took what it relied on it begins again, and finds what it has stored. A stream cannot be read twice.
+///
 /// # Errors
 /// [`BackupError`]; there is no snapshot then.
 pub fn backup(
@@ -181,6 +186,42 @@ pub fn backup(
     runtime: &Handle,
     options: &BackupOptions,
     monitor: &Arc<Monitor>,
+) -> Result<BackupReport, BackupError> {
+    let mut again = 0;
+    loop {
+        match attempt(repo, runtime, options, monitor, again > 0) {
+            Err(BackupError::Repo(RepoError::Pruned(packs))) if again < AGAIN_MAX && options.streams.is_empty() => {
+                again += 1;
+                tracing::warn!("a prune took {packs} packs that this backup relied on: it begins again");
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Looks which packs a parent snapshot may refer to; where one was told otherwise before, the index is read for that.
+fn standing(
+    repo: &Repo,
+    options: &BackupOptions,
+    reads_index: bool,
+) -> impl Future<Output = Result<Standing, RepoError>> {
+    let (repo, has_parent) = (repo.clone(), !options.force && repo.keys.can_read());
+    async move {
+        match (has_parent, reads_index) {
+            (false, _) => Ok(Standing::default()),
+            (true, false) => Standing::look(&repo).await,
+            (true, true) => Standing::read(&repo).await,
+        }
+    }
+}
+
+/// Makes a snapshot, unless a prune takes what it relies on.
+fn attempt(
+    repo: &Repo,
+    runtime: &Handle,
+    options: &BackupOptions,
+    monitor: &Arc<Monitor>,
+    is_again: bool,
 ) -> Result<BackupReport, BackupError> {
     // Who reads everything again wants to know what the store has.
     let repo = &if options.force { repo.without_cache() } else { repo.clone() };
@@ -196,15 +237,18 @@ pub fn backup(
     let mut manifest = manifest::begin(options, &targets, name, monitor)?;
     let mut journal = Journal::new(repo, options, &manifest.paths, begun_ms);
     let select = select(options)?; // the journal's folder is there now and can be left out
+    let standing = Arc::new(runtime.block_on(standing(repo, options, is_again))?); // before snapshots are listed
     let parent =
         if options.force { None } else { runtime.block_on(manifest::find_parent(repo, options, &manifest.paths))? };
     let mut writer = Writer::new(repo, runtime.clone(), WriterOptions { verify_packs: parent.is_none() });
+    writer.rely_on(standing.clone());
     let finished = journal.take_over(&mut writer, options.force)?;
     parent.iter().for_each(|(_, parent)| monitor.expect(parent.summary.files, parent.summary.bytes));
     let root = parent.as_ref().map(|(_, manifest)| TreeRef::from(manifest.root));
     let mut taker = Taker::new(&mut writer, &mut journal, root, monitor);
     targets.missing.iter().for_each(|(path, error)| taker.lack(path, error.to_string()));
-    let parent_tree = Parent { reader: root.map(|_| repo.reader(PARENT_READER_BYTES)), runtime: runtime.clone() };
+    let reader = root.map(|_| repo.reader(PARENT_READER_BYTES));
+    let parent_tree = Parent { reader, runtime: runtime.clone(), standing };
     let context = read_context(repo, monitor);
     let around = Surroundings { select, parent: parent_tree, root, finished, context, time_ms };
     let taken = match &listing {
@@ -224,12 +268,13 @@ pub fn backup(
     let Taker { trees, mut summary, errors, errors_total, incomplete, vanished, changed, resumed, .. } = taker;
     walked.add_to(&mut summary);
     walked.packs.iter().for_each(|pack| writer.use_pack(*pack));
+    walked.lists.iter().for_each(|(bytes, at)| writer.use_list(*bytes, *at));
     let root = trees.finish(&mut writer)?;
     writer.flush()?;
 
     let outcome = match &parent {
         _ if options.dry_run => Outcome::DryRun,
-        Some((_, parent)) if options.skip_if_unchanged && parent.root == root.into() => Outcome::Unchanged,
+        Some((_, parent)) if options.skip_if_unchanged && parent.root.id == root.id => Outcome::Unchanged,
         _ => Outcome::Saved,
     };
     manifest.parent = parent.map(|p| p.0.id);

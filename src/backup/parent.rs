@@ -13,22 +13,42 @@ use tokio::runtime::Handle;
 use super::meta;
 use crate::repo::Reader;
 use crate::repo::path::{Nodes, leaf};
-use crate::repo::tree::{Node, NodeKind, Page, TreeRef};
+use crate::repo::standing::Standing;
+use crate::repo::tree::{Data, FileContent, Node, NodeKind, Page, TreeRef};
 
 /// The parent snapshot, or none; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Parent {
     pub(super) reader: Option<Reader>,
     pub(super) runtime: Handle,
+    /// Which packs it may refer to.
+    pub(super) standing: Arc<Standing>,
 }
 
 impl Parent {
     /// Begins with a directory's tree, or with nothing; its first page is read at once.
     pub(super) fn directory(&self, tree: Option<TreeRef>) -> ParentDirectory {
         let nodes = self.reader.as_ref().zip(tree).map(|(reader, tree)| Nodes::new(reader, tree));
-        let mut directory = ParentDirectory { nodes, page: None, at: 0, runtime: self.runtime.clone() };
+        let mut directory = ParentDirectory { nodes, page: None, at: 0, parent: self.clone() };
         directory.next_page();
         directory
+    }
+
+    /// Tells whether all that a file refers to is there and stays; if not, it is read again, and stored where it is gone.
+    fn holds(&self, node: &Node) -> bool {
+        let NodeKind::File(FileContent { data, .. }) = &node.kind else { return true };
+        if self.standing.holds_all() {
+            return true;
+        }
+        match (data, &self.reader) {
+            (Data::Chunks(chunks), _) => chunks.iter().all(|chunk| self.standing.holds(chunk.location.pack)),
+            (Data::Pages(pages), Some(reader)) => {
+                let chunks = self.runtime.block_on(reader.chunks_in(data, 0..u64::MAX));
+                pages.iter().all(|(_, at)| self.standing.holds(at.pack))
+                    && chunks.is_ok_and(|all| all.iter().all(|(_, chunk)| self.standing.holds(chunk.location.pack)))
+            }
+            (Data::Pages(_), None) => false,
+        }
     }
 }
 
@@ -37,13 +57,15 @@ pub(super) struct ParentDirectory {
     nodes: Option<Nodes>,
     page: Option<Arc<Page>>,
     at: usize,
-    runtime: Handle,
+    parent: Parent,
 }
 
 /// A node of the parent snapshot, in its page.
 pub(super) struct Known {
     page: Arc<Page>,
     at: usize,
+    /// Whether all that it refers to is there and stays.
+    pub(super) holds: bool,
 }
 
 impl Deref for Known {
@@ -68,7 +90,10 @@ impl ParentDirectory {
             let page = self.page.as_ref()?;
             match leaf(page).get(self.at).map(|node| node.name.as_bytes().cmp(name)) {
                 Some(std::cmp::Ordering::Less) => self.at += 1,
-                Some(std::cmp::Ordering::Equal) => return Some(Known { page: page.clone(), at: self.at }),
+                Some(std::cmp::Ordering::Equal) => {
+                    let holds = self.parent.holds(&leaf(page)[self.at]);
+                    return Some(Known { page: page.clone(), at: self.at, holds });
+                }
                 Some(std::cmp::Ordering::Greater) => return None,
                 None => self.next_page(),
             }
@@ -82,14 +107,22 @@ impl ParentDirectory {
         tree_of(&nodes[at])
     }
 
-    /// Returns the only page of a directory that has one, before the first name was asked for.
+    /// Returns the only page of a directory that has one, before the first name was asked for, if it can be taken over as it
+    /// is.
     pub(super) fn only_page(&self) -> Option<Arc<Page>> {
-        self.page.clone().filter(|_| self.at == 0 && self.nodes.as_ref().is_some_and(Nodes::is_at_end))
+        let whole = self.page.clone().filter(|_| self.at == 0 && self.nodes.as_ref().is_some_and(Nodes::is_at_end));
+        whole.filter(|page| self.parent.standing.holds_all() || self.is_held(page))
+    }
+
+    fn is_held(&self, page: &Page) -> bool {
+        let mut all = true;
+        page.for_each_pack(|pack| all &= self.parent.standing.holds(pack));
+        all && leaf(page).iter().all(|node| self.parent.holds(node))
     }
 
     fn next_page(&mut self) {
         self.at = 0;
-        self.page = match self.nodes.as_mut().map(|nodes| self.runtime.block_on(nodes.next_page())) {
+        self.page = match self.nodes.as_mut().map(|nodes| self.parent.runtime.block_on(nodes.next_page())) {
             Some(Ok(page)) => page,
             None => None,
             Some(Err(error)) => {
@@ -111,10 +144,11 @@ pub(super) fn tree_of(node: &Node) -> Option<TreeRef> {
     }
 }
 
-/// Tells whether a file's content is what the parent's node says.
-pub(super) fn unchanged(node: &Node, stat: &Stat) -> bool {
+/// Tells whether a file's content is what the parent's node says, and can be taken over.
+pub(super) fn unchanged(node: &Known, stat: &Stat) -> bool {
     let NodeKind::File(content) = &node.kind else { return false };
-    content.bytes == u64::try_from(stat.st_size).unwrap_or(0)
+    node.holds
+        && content.bytes == u64::try_from(stat.st_size).unwrap_or(0)
         && same_inode(node, stat)
         && node.mtime == meta::mtime(stat)
 }

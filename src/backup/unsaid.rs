@@ -26,6 +26,8 @@ pub(super) struct Walked {
     pub(super) unmodified_bytes: u64,
     /// Packs that folders taken over from the parent snapshot need.
     pub(super) packs: HashSet<PackId>,
+    /// Pages of chunks that these need, and the bytes of each.
+    pub(super) lists: HashSet<(u64, TreeRef)>,
 }
 
 impl Walked {
@@ -81,6 +83,9 @@ impl Unsaid {
             if last.replace(pack) != Some(pack) {
                 walked.packs.insert(pack);
             }
+        });
+        folder.page.for_each_list(|bytes, at| {
+            walked.lists.insert((bytes, at));
         });
         walked.packs.insert(folder.tree.pack);
         Some(Node { kind: NodeKind::Directory(folder.tree), ..folder.node })

@@ -388,7 +388,8 @@ impl Walker<'_> {
         }
         self.walked.directories += 1;
         self.walk.monitor.directories.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        match scanned.as_ref().and_then(|(_, parent)| parent.only_page()).zip(tree) {
+        let held = tree.filter(|tree| self.walk.parent.standing.holds(tree.pack));
+        match scanned.as_ref().and_then(|(_, parent)| parent.only_page()).zip(held) {
             Some((page, tree)) => self.unsaid.enter(node, tree, page),
             None => self.step(Step::Enter(node, tree))?,
         }

@@ -10,7 +10,9 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use super::env::Environment;
 use super::size::parse_rate;
-use super::{backup, cat, check, config_cmd, create, forget, key, ls, mount, restore, status, systemd, umount, words};
+use super::{
+    backup, cat, check, config_cmd, create, forget, key, ls, mount, prune, restore, status, systemd, umount, words,
+};
 
 /// Encrypted, deduplicated backups on any S3-compatible bucket, shown as read-only folders.
 #[derive(Debug, Parser)]
@@ -100,6 +102,8 @@ pub(crate) enum Command {
     Check(check::CheckArgs),
     /// Removes snapshots by policy or by name; shows a plan until told to apply it.
     Forget(forget::ForgetArgs),
+    /// Frees the space of what no snapshot needs; shows a plan until told to apply it.
+    Prune(prune::PruneArgs),
     /// Lists, adds, changes and removes passphrases and key files.
     Key(key::KeyArgs),
     /// Reads and changes the config.

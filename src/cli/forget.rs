@@ -23,7 +23,7 @@ use crate::store::StoreError;
 /// Removes snapshots: those that no rule keeps, or those that are named.
 ///
 /// Shows the plan and changes nothing unless --apply is given. Days, weeks and so on are those of UTC. The space comes
-/// back with a prune, which this version does not have.
+/// back with `prune`.
 #[derive(Debug, Args)]
 pub(crate) struct ForgetArgs {
     /// Snapshots to remove: `latest`, `latest~2` or the first characters of an id.
@@ -216,7 +216,7 @@ fn tell_end(plan: &Plan, applied: bool, out: &mut Output) -> Result<(), CliError
     }
     out.line(format_args!("forgot {forget}{of} snapshots"))?;
     if forget > 0 {
-        out.note("their space is not free yet: that takes a prune, which this version does not have");
+        out.note("their space is not free yet: that takes `kloset-mount prune`");
     }
     Ok(())
 }

@@ -32,6 +32,7 @@ mod output;
 mod process;
 mod progress;
 mod prometheus;
+mod prune;
 mod repository;
 mod restore;
 mod retention;
@@ -107,6 +108,7 @@ fn dispatch(cli: Cli, global: &Global, out: &mut Output) -> Result<Exit, CliErro
         Command::Status(args) => status::run(&args, global, out),
         Command::Check(args) => check::run(args, global, out),
         Command::Forget(args) => forget::run(args, global, out),
+        Command::Prune(args) => prune::run(&args, global, out),
         Command::Key(args) => key::run(args, global, out),
         Command::Config(args) => config_cmd::run(args, global, out),
         Command::Store(args) => config_cmd::run_repository(args, global, out),

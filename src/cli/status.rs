@@ -172,7 +172,7 @@ fn age_text(ms: i64) -> String {
 }
 
 /// Milliseconds of an age like `26h`.
-fn parse_age(text: &str) -> Result<i64, String> {
+pub(super) fn parse_age(text: &str) -> Result<i64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: i64 = match text.get(digits.len()..).unwrap_or("") {
         "m" => 60_000,

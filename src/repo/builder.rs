@@ -202,7 +202,7 @@ impl Directory {
 }
 
 fn store_page(page: &Page, parent: Option<TreeRef>, writer: &mut Writer) -> Result<TreeRef, RepoError> {
-    page.for_each_pack(|pack| writer.use_pack(pack));
+    writer.use_page(page);
     writer.add_tree(&page.encode(), parent)
 }
 

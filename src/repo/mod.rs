@@ -3,7 +3,7 @@
 //! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
 //! [`bucket_names`], [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`],
 //! [`pending`], [`moved`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`],
-//! [`forget`], [`prune`], [`slots`]. Nothing here prints, mounts or walks folders.
+//! [`forget`], [`prune`], [`slots`], [`standing`]. Nothing here prints, mounts or walks folders.
 
 pub mod blocks;
 pub mod bucket_names;
@@ -33,6 +33,7 @@ pub mod reader;
 pub mod sealed;
 pub mod slots;
 pub mod snapshot;
+pub mod standing;
 pub mod tree;
 mod tree_wire;
 pub mod writer;

@@ -7,6 +7,7 @@
 
 mod afresh;
 mod counts;
+mod moves;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -26,6 +27,7 @@ use super::sealed::SealedError;
 use super::tree::{self, ChunkRef, Data, FileContent, Location, Page, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Cpu;
 use crate::store::Store;
+use moves::Moves;
 
 /// Reads what a kloset holds; cheap to clone.
 #[derive(Clone)]
@@ -41,6 +43,8 @@ struct Inner {
     pages: Cache<TreeRef, Page>,
     lists: Cache<TreeRef, ContentList>,
     moved: Arc<Relocations>,
+    /// Where the chunks of packs went that were not there.
+    moves: Arc<Moves>,
     /// Reads past the cache on disk, made when something in it was bad.
     afresh: OnceLock<Reader>,
 }
@@ -124,10 +128,17 @@ impl Reader {
     #[must_use]
     pub fn new(repo: &Repo, memory_bytes: usize) -> Self {
         let moved = Relocations::new(repo.store.clone(), repo.keys.clone(), repo.env.clock.clone());
-        Self::over(repo.cached.clone(), (repo.keys.clone(), repo.cpu.clone()), moved.into(), memory_bytes)
+        let moves = Moves::new(repo.store.clone(), repo.keys.clone(), memory_bytes / 16);
+        let with = (repo.keys.clone(), repo.cpu.clone());
+        Self::over(repo.cached.clone(), with, (moved.into(), moves.into()), memory_bytes)
     }
 
-    fn over(store: Store, (keys, cpu): (Arc<Keys>, Cpu), moved: Arc<Relocations>, memory_bytes: usize) -> Self {
+    fn over(
+        store: Store,
+        (keys, cpu): (Arc<Keys>, Cpu),
+        (moved, moves): (Arc<Relocations>, Arc<Moves>),
+        memory_bytes: usize,
+    ) -> Self {
         let part = |share: usize| memory_bytes / 8 * share;
         Self(Arc::new(Inner {
             blocks: Blocks::new(store.clone(), part(2)),
@@ -136,6 +147,7 @@ impl Reader {
             pages: Cache::new(part(1)),
             lists: Cache::new(part(1)),
             moved,
+            moves,
             afresh: OnceLock::new(),
             store,
             keys,
@@ -177,6 +189,11 @@ impl Reader {
             return Err(RepoError::damaged(describe(at.pack, at.id), "longer than a tree can be"));
         }
         let wanted = Wanted { kind: PackKind::Tree, id: at.id, bytes: at.bytes };
+        if let Some(placed) = self.0.moves.known(at.pack, wanted.id, wanted.bytes)
+            && let Ok(raw) = self.chunk_placed(wanted, &placed).await
+        {
+            return Ok(raw);
+        }
         match self.tree_chunk_at(at, wanted).await {
             Ok(raw) => Ok(raw),
             Err(error)
@@ -226,6 +243,11 @@ impl Reader {
     /// [`RepoError`].
     pub async fn chunk(&self, at: &ChunkRef) -> Result<Bytes, RepoError> {
         let wanted = Wanted { kind: PackKind::Data, id: at.id, bytes: at.bytes };
+        if let Some(placed) = self.0.moves.known(at.location.pack, wanted.id, wanted.bytes)
+            && let Ok(raw) = self.chunk_placed(wanted, &placed).await
+        {
+            return Ok(raw);
+        }
         match self.chunk_at(wanted, &at.location).await {
             Ok(raw) => Ok(raw),
             Err(error)
@@ -303,48 +325,11 @@ impl Reader {
         if found == id { Ok(raw) } else { Err(bad("its content is not what its id says")) }
     }
 
-    /// Looks a chunk up in the index because its own location failed with `error`; that error stands if none is better.
-    async fn elsewhere(&self, wanted: Wanted, tried: PackId, error: RepoError) -> Result<Bytes, RepoError> {
-        if !matches!(error, RepoError::Damaged { .. }) {
-            return Err(error);
-        }
-        let (mut tried, mut index) = (vec![tried], None);
-        loop {
-            let loaded = match self.0.moved.newer(index.as_ref()).await {
-                Ok(Some(loaded)) => loaded,
-                // It is not known that the chunk is lost: the index could not be asked.
-                Err(outage @ RepoError::Store(_)) => return Err(outage),
-                Ok(None) | Err(_) => return Err(error),
-            };
-            for placed in loaded.index.places(wanted.id).filter(|placed| placed.bytes == wanted.bytes) {
-                if tried.contains(&placed.location.pack) {
-                    continue;
-                }
-                match self.chunk_at(wanted, &placed.location).await {
-                    Err(RepoError::Damaged { .. }) => tried.push(placed.location.pack),
-                    outcome => return outcome,
-                }
-            }
-            index = Some(loaded);
-        }
-    }
-
-    /// Tells whether a chunk is where that says, and nowhere else: by reading it.
-    ///
-    /// # Errors
-    /// [`RepoError::Damaged`] if it is not.
-    pub(super) async fn is_there(
-        &self,
-        (kind, id, bytes): (PackKind, ChunkId, u32),
-        at: &Location,
-    ) -> Result<(), RepoError> {
-        self.chunk_at(Wanted { kind, id, bytes }, at).await.map(drop)
-    }
-
     /// Begins to fetch what a chunk needs, and returns at once.
     pub fn prefetch(&self, at: &ChunkRef) {
-        if self.0.frames.ready(&(at.location.pack, at.location.frame_offset)).is_none() {
-            self.0.blocks.prefetch(at.location.pack, &frame_range(&at.location));
+        let at = self.where_now(at);
+        if self.0.frames.ready(&(at.pack, at.frame_offset)).is_none() {
+            self.0.blocks.prefetch(at.pack, &frame_range(&at));
         }
     }
 
@@ -360,8 +345,9 @@ impl Reader {
         };
         let mut run: Option<(PackId, Range<u64>)> = None;
         for chunk in chunks {
-            let (pack, range) = (chunk.location.pack, frame_range(&chunk.location));
-            if self.0.frames.ready(&(pack, chunk.location.frame_offset)).is_some() {
+            let at = self.where_now(chunk);
+            let (pack, range) = (at.pack, frame_range(&at));
+            if self.0.frames.ready(&(pack, at.frame_offset)).is_some() {
                 continue;
             }
             match &mut run {

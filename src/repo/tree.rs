@@ -294,6 +294,18 @@ impl Page {
     }
 }
 
+impl Page {
+    /// Tells every content page that its files refer to, and the bytes of its chunks.
+    pub fn for_each_list(&self, mut seen: impl FnMut(u64, TreeRef)) {
+        let Self::Leaf(nodes) = self else { return };
+        for node in nodes {
+            if let NodeKind::File(FileContent { data: Data::Pages(pages), .. }) = &node.kind {
+                pages.iter().for_each(|(bytes, at)| seen(*bytes, *at));
+            }
+        }
+    }
+}
+
 /// Encodes a content page.
 #[must_use]
 pub fn encode_content_page(chunks: &[ChunkRef]) -> Vec<u8> {

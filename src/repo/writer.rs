@@ -6,7 +6,10 @@
 //! Memory is bounded: two packs under construction, a few frames being sealed, a few packs being put.
 //! The writer does not know where content comes from.
 
+mod again;
+
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -25,7 +28,8 @@ use super::pack::{
 };
 use super::places::Places;
 use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
-use super::tree::{ChunkRef, Location, Placed, TREE_BYTES_MAX, TreeRef};
+use super::standing::Standing;
+use super::tree::{ChunkRef, Location, Page, Placed, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Job;
 use crate::store::{Store, StoreError};
 
@@ -49,7 +53,13 @@ pub struct Writer {
     /// Trees and content pages that are stored, or about to be: their places are known before their frames are sealed.
     tree_places: Places,
     index_loaded: bool,
+    /// What it may rely on of a parent snapshot.
+    standing: Arc<Standing>,
+    /// Index runs that it relies on.
+    relied_on: HashSet<RunId>,
     used: HashSet<PackId>,
+    /// Content pages that it did not write, each with the bytes of its file's part: what they refer to is used, too.
+    lists: HashSet<(u64, TreeRef)>,
     run: IndexRun,
     runs: Vec<RunId>,
     uploads: JoinSet<Result<(), StoreError>>,
@@ -125,12 +135,21 @@ impl Writer {
             unplaced: HashSet::new(),
             tree_places: Places::default(),
             index_loaded: false,
+            standing: Arc::default(),
+            relied_on: HashSet::new(),
             used: HashSet::new(),
+            lists: HashSet::new(),
             run: IndexRun::default(),
             runs: Vec::new(),
             uploads: JoinSet::new(),
             counts: WriteCounts::default(),
         }
+    }
+
+    /// Says what was seen before a parent snapshot was chosen, whose references are taken over.
+    pub fn rely_on(&mut self, standing: Arc<Standing>) {
+        self.relied_on.extend(&standing.runs);
+        self.standing = standing;
     }
 
     /// Returns what was stored so far.
@@ -197,6 +216,19 @@ impl Writer {
         self.used.insert(pack);
     }
 
+    /// Notes that a page of a file's chunks was taken over from the parent snapshot, and the bytes of these.
+    pub fn use_list(&mut self, bytes: u64, at: TreeRef) {
+        if at.pack.session != self.session {
+            self.lists.insert((bytes, at));
+        }
+    }
+
+    /// Notes all that a page refers to.
+    pub fn use_page(&mut self, page: &Page) {
+        page.for_each_pack(|pack| self.use_pack(pack));
+        page.for_each_list(|bytes, at| self.use_list(bytes, at));
+    }
+
     /// Stores a tree or a content page unless it is there; `parent` is where the parent snapshot has one that may be
     /// the same.
     ///
@@ -208,7 +240,7 @@ impl Writer {
             return Err(RepoError::TooLong { object, bytes: raw.len(), bytes_max: TREE_BYTES_MAX });
         }
         let id = self.repo.keys.tree_id(raw);
-        if let Some(parent) = parent.filter(|p| p.id == id) {
+        if let Some(parent) = parent.filter(|p| p.id == id && self.standing.holds(p.pack)) {
             self.used.insert(parent.pack);
             return Ok(parent);
         }
@@ -302,10 +334,8 @@ impl Writer {
     pub fn commit(&mut self, name: SnapshotName, manifest: &Manifest) -> Result<(), RepoError> {
         assert!(self.uploads.is_empty() && self.run.entries.is_empty(), "flush comes first");
         let repo = &self.repo;
-        let packs = self.runtime.block_on(lookup::load_pending(&repo.store, &repo.keys))?;
-        let lost = packs.intersection(&self.used).count();
-        if lost > 0 {
-            return Err(RepoError::Pruned(lost));
+        if !repo.store.is_dry() {
+            self.runtime.block_on(self.look_again())?;
         }
         let nonce = repo.env.entropy.bytes();
         let sealed = manifest.seal(&self.key, self.session, (repo.keys.kloset(), name), nonce);
@@ -329,10 +359,12 @@ impl Writer {
         }
         let Repo { store, cached, keys, .. } = &self.repo;
         let (content, trees, verify) = (&mut self.content_places, &mut self.tree_places, self.options.verify_packs);
+        let relied_on = &mut self.relied_on;
         self.runtime.block_on(async {
             let pending = lookup::load_pending(store, keys).await?;
             let there = if verify { Some(packs_there(store).await?) } else { None };
-            lookup::for_each_run((store, cached), keys, |_, run| {
+            lookup::for_each_run((store, cached), keys, |id, run| {
+                relied_on.insert(id);
                 let is_there = |pack: &IndexedPack| {
                     !pending.contains(&pack.id)
                         && there.as_ref().is_none_or(|there| there.get(&pack.id) == Some(&pack.bytes))

@@ -109,6 +109,11 @@ impl Store {
         Store { is_dry: true, ..self.clone() }
     }
 
+    /// Whether what is put is not.
+    pub fn is_dry(&self) -> bool {
+        self.is_dry
+    }
+
     /// The store as shown to people, without secrets.
     pub fn description(&self) -> &str {
         &self.description

@@ -147,7 +147,8 @@ impl Walker<'_> {
         let directory = self.walk.parent.directory(tree);
         self.walked.directories += 1;
         self.walk.monitor.directories.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        match directory.only_page().zip(tree) {
+        let held = tree.filter(|tree| self.walk.parent.standing.holds(tree.pack));
+        match directory.only_page().zip(held) {
             Some((page, tree)) => self.unsaid.enter(node, tree, page),
             None => self.step(Step::Enter(node, tree))?,
         }
@@ -254,10 +255,11 @@ impl Walker<'_> {
 
 /// Tells whether an object is what the parent snapshot has: by entity tag, size and time. A listing without entity tags
 /// leaves the other two.
-fn is_unchanged(node: &Node, entry: &Entry) -> bool {
+fn is_unchanged(node: &Known, entry: &Entry) -> bool {
     let NodeKind::File(content) = &node.kind else { return false };
     let etag = node.xattrs.iter().find(|(name, _)| name == names::ETAG.as_bytes());
-    content.bytes == entry.bytes
+    node.holds
+        && content.bytes == entry.bytes
         && node.mtime == time(entry.modified_unix_ms)
         && (entry.etag().is_empty() || etag.is_some_and(|(_, etag)| etag == entry.etag()))
 }

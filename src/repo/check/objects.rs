@@ -8,10 +8,11 @@ use futures::StreamExt;
 use super::super::Repo;
 use super::super::error::RepoError;
 use super::super::header::{HEADER_BYTES_MAX, Header};
-use super::super::id::RunId;
+use super::super::id::{PackId, RunId};
 use super::super::index::{IndexRun, RUN_BYTES_MAX};
 use super::super::keyslot::{KeySlot, SLOT_BYTES_MAX};
 use super::super::layout::{self, SnapshotName};
+use super::super::moved;
 use super::super::pending::{PENDING_BYTES_MAX, PendingList};
 use super::super::snapshot::{MANIFEST_BYTES_MAX, Manifest};
 use super::report::NoteKind;
@@ -173,12 +174,14 @@ fn learn(findings: &mut Findings, run: &IndexRun) {
 
 async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), RepoError> {
     let objects = repo.store.list("").await?;
-    let mut slots = Vec::new();
+    let (mut slots, mut moved) = (Vec::new(), Vec::new());
     for object in objects {
         if let Some(id) = layout::parse_pack(&object.name) {
             findings.packs.entry(id).or_default().listed = Some(object.bytes);
         } else if layout::parse_slot(&object.name).is_some() {
             slots.push(object.name);
+        } else if let Some(id) = layout::parse_moved(&object.name) {
+            moved.push(id);
         } else if !is_ours(&object.name) {
             findings.notes.add(NoteKind::Foreign, &object.name, object.bytes);
         }
@@ -186,6 +189,7 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
     for name in slots {
         look_at_slot(repo, findings, &name).await?;
     }
+    look_at_moved(repo, findings, moved).await?;
     findings.packs.values_mut().for_each(compare);
     Ok(())
 }
@@ -195,6 +199,21 @@ fn is_ours(name: &str) -> bool {
         || layout::parse_run(name).is_some()
         || layout::parse_pending(name).is_some()
         || SnapshotName::parse(name).is_some()
+}
+
+/// Opens what says where chunks went that a prune moved.
+async fn look_at_moved(repo: &Repo, findings: &mut Findings, ids: Vec<PackId>) -> Result<(), RepoError> {
+    let mut fetches = futures::stream::iter(ids)
+        .map(|id| async move { moved::load(&repo.store, &repo.keys, id).await })
+        .buffered(FETCHES);
+    while let Some(run) = fetches.next().await {
+        match run {
+            Ok(_) => {} // one that is gone is not needed any more
+            Err(RepoError::Damaged { object, problem }) => drop(findings.damaged(&object, problem)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn look_at_slot(repo: &Repo, findings: &mut Findings, name: &str) -> Result<(), RepoError> {

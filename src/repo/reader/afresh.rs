@@ -18,7 +18,7 @@ impl Reader {
         cache.forget(&pack.to_string()).await;
         let store = self.0.store.without_cache();
         let with = (self.0.keys.clone(), self.0.cpu.clone());
-        let new = || Self::over(store, with, self.0.moved.clone(), AFRESH_BYTES);
+        let new = || Self::over(store, with, (self.0.moved.clone(), self.0.moves.clone()), AFRESH_BYTES);
         Some(self.0.afresh.get_or_init(new))
     }
 }

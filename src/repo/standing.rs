@@ -1,0 +1,79 @@
+//! Which packs a writer may refer to without asking the index: what it saw when it began.
+//!
+//! A parent snapshot is in the store, so all that it needs is, too; but a pack that it refers to may await deletion, or may
+//! be gone with its chunks in another. Two listings tell: the pending lists, and the index, which also names the packs
+//! that chunks were moved out of (`docs/format.md`, "A writer against prune"). Nothing of the index is read for that.
+
+use std::collections::HashSet;
+
+use super::Repo;
+use super::error::RepoError;
+use super::id::{PackId, RunId};
+use super::{layout, lookup};
+
+/// What a writer saw when it began.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Packs that await deletion.
+    pub pending: HashSet<PackId>,
+    /// Packs that chunks were moved out of.
+    moved: HashSet<PackId>,
+    /// The index runs that there were: as long as they are, no pack that one names is deleted.
+    pub runs: HashSet<RunId>,
+    /// The packs that index runs name, if these were read.
+    named: Option<HashSet<PackId>>,
+}
+
+impl Standing {
+    /// Looks; before the snapshots are listed that a parent is chosen from.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn look(repo: &Repo) -> Result<Self, RepoError> {
+        let pending = lookup::load_pending(&repo.store, &repo.keys).await?;
+        let index = repo.store.list(layout::INDEX).await?;
+        Ok(Self {
+            pending,
+            moved: index.iter().filter_map(|object| layout::parse_moved(&object.name)).collect(),
+            runs: index.iter().filter_map(|object| layout::parse_run(&object.name)).collect(),
+            named: None,
+        })
+    }
+
+    /// Looks, and reads which packs the index names: for who was told that something it relied on is gone.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn read(repo: &Repo) -> Result<Self, RepoError> {
+        let mut standing = Self::look(repo).await?;
+        standing.named = Some(named(repo).await?);
+        Ok(standing)
+    }
+
+    /// Tells whether what a snapshot refers to in that pack is there and stays.
+    #[must_use]
+    pub fn holds(&self, pack: PackId) -> bool {
+        !self.pending.contains(&pack)
+            && match &self.named {
+                Some(named) => named.contains(&pack),
+                None => !self.moved.contains(&pack),
+            }
+    }
+
+    /// Tells whether every pack holds that a snapshot refers to.
+    #[must_use]
+    pub fn holds_all(&self) -> bool {
+        self.pending.is_empty() && self.moved.is_empty() && self.named.is_none()
+    }
+}
+
+/// Reads which packs the index names.
+///
+/// # Errors
+/// [`RepoError`].
+pub async fn named(repo: &Repo) -> Result<HashSet<PackId>, RepoError> {
+    let mut named = HashSet::new();
+    let take = |_, run: super::index::IndexRun| named.extend(run.packs.iter().map(|pack| pack.id));
+    lookup::for_each_run((&repo.store, &repo.cached), &repo.keys, take).await?;
+    Ok(named)
+}
