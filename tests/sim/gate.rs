@@ -55,7 +55,9 @@ pub(crate) struct Party {
     pub(crate) is_dead: bool,
     /// One of its operations failed.
     pub(crate) is_hurt: bool,
-    /// When it last listed `pending/`, and began no pack since.
+    /// Its threads wait here, not its futures: a backup.
+    pub(crate) blocks: bool,
+    /// When a backup last listed `pending/`, and began no pack since.
     pub(crate) looked_ms: Option<i64>,
     waits: bool,
     at_gate: bool,
@@ -86,7 +88,7 @@ impl Gate {
         let (parties, changes, log) = (Vec::new(), Vec::new(), Vec::new());
         let state = State { bucket, random, now_ms, parties, changes, log, rates, turn: DIRECTOR, tickets: 0 };
         let gate = Self(Arc::new(Mutex::new(state)));
-        assert_eq!(gate.join("director".to_owned(), 0), DIRECTOR);
+        assert_eq!(gate.join("director".to_owned(), false, 0), DIRECTOR);
         gate
     }
 
@@ -95,7 +97,7 @@ impl Gate {
     }
 
     /// Adds a party that passes freely until [`Gate::start`]; its clock is wrong by `skew_ms`.
-    pub(crate) fn join(&self, name: String, skew_ms: i64) -> usize {
+    pub(crate) fn join(&self, name: String, blocks: bool, skew_ms: i64) -> usize {
         let mut state = self.lock();
         let clock = Arc::new(AtomicI64::new(state.now_ms + skew_ms));
         state.parties.push(Party {
@@ -104,6 +106,7 @@ impl Gate {
             is_free: true,
             is_dead: false,
             is_hurt: false,
+            blocks,
             looked_ms: None,
             waits: false,
             at_gate: false,
@@ -238,7 +241,8 @@ impl State {
         if let Some((name, is_put)) = change {
             self.changes.push(Change { by: me, name, is_put });
         }
-        if matches!(op, Op::List { folder, .. } if folder == "pending") {
+        let is_look = matches!(op, Op::List { folder, .. } if folder == "pending");
+        if is_look && self.parties[me].blocks {
             self.parties[me].looked_ms = Some(self.now_ms);
         }
         answer
@@ -252,7 +256,7 @@ impl State {
             (self.chance(self.rates.crash), self.chance(self.rates.fault), self.chance(self.rates.repeat));
         let has_effect = self.random.below(2) == 0;
         // Which upload is abandoned when another fails depends on threads: such a failure is a crash.
-        let crash = crash || fault && self.parties[me].at_gate && op.puts_below("packs/");
+        let crash = crash || fault && self.parties[me].blocks && op.puts_below("packs/");
         let fate = match has_effect {
             _ if !crash && !fault => if repeat { "twice" } else { "" },
             true => if crash { "done, crash" } else { "done, reply lost" },

@@ -1,7 +1,7 @@
 //! The kloset in a simulated world: backups, readers, mounts, forget and prune at once, under every order that a seed
 //! draws, with failures and crashes; time goes by in jumps.
 //!
-//! `KLOSET_SEED=n` runs one seed alone, `KLOSET_SLOW=1` many more.
+//! `KLOSET_SEED=n` runs one seed alone, `KLOSET_SEED=n..m` some, `KLOSET_SLOW=1` many more.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr, reason = "tests are no library")]
@@ -23,9 +23,14 @@ use std::path::{Path, PathBuf};
 use random::{size, slow};
 use world::{Counts, World};
 
-/// Returns the seed that is asked for.
-fn only_seed() -> Option<u64> {
-    std::env::var("KLOSET_SEED").ok().map(|seed| seed.parse().expect("KLOSET_SEED is a number"))
+/// Returns the seeds that are asked for: one, or those of a range.
+fn only_seeds() -> Option<Range<u64>> {
+    let asked = std::env::var("KLOSET_SEED").ok()?;
+    let number = |text: &str| text.parse::<u64>().expect("KLOSET_SEED is a number, or two with .. between");
+    Some(match asked.split_once("..") {
+        Some((from, to)) => number(from)..number(to),
+        None => number(&asked)..number(&asked) + 1,
+    })
 }
 
 /// Returns a folder of our own: in memory if there is such, and where others change nothing above it.
@@ -80,8 +85,8 @@ fn run_all(seeds: Range<u64>) -> (Counts, Vec<(u64, String)>) {
 
 #[test]
 fn every_snapshot_reads_as_it_was_whatever_happens_beside() {
-    let only = only_seed();
-    let (counts, wrong) = run_all(only.map_or(0..size(500, 20_000), |seed| seed..seed + 1));
+    let only = only_seeds();
+    let (counts, wrong) = run_all(only.clone().unwrap_or(0..size(500, 20_000)));
     eprintln!("{counts:#?}");
     if let Some((seed, told)) = wrong.first() {
         let seeds: Vec<_> = wrong.iter().map(|(seed, _)| seed).collect();
@@ -95,8 +100,7 @@ fn every_snapshot_reads_as_it_was_whatever_happens_beside() {
 
 #[test]
 fn a_seed_gives_the_same_operations_twice() {
-    let seeds = only_seed().map_or(0..size(30, 500), |seed| seed..seed + 1);
-    for seed in seeds {
+    for seed in only_seeds().unwrap_or(0..size(30, 500)) {
         let folder = folder();
         let [first, second] = [(); 2].map(|()| run(seed, folder.path()).unwrap().1);
         for (number, (first, second)) in first.iter().zip(&second).enumerate() {

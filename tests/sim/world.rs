@@ -36,6 +36,8 @@ const SKEW_MS_MAX: i64 = 40 * HOUR_MS;
 const PRUNES_MAX: usize = 8;
 /// Actors at once.
 const ACTORS_MAX: usize = 5;
+/// Operations that are told of a seed that goes wrong.
+const LOG_LINES_TOLD: usize = 400;
 const READER_BYTES: usize = 1 << 20;
 /// The smallest chunks that a header allows.
 const SMALL: ChunkerSettings = ChunkerSettings { min_bytes: 1024, avg_bytes: 2048, max_bytes: 8192 };
@@ -110,9 +112,12 @@ fn rates(random: &mut Random) -> Rates {
 }
 
 /// Returns what a party needs to open the kloset.
-fn outfit(gate: &Gate, party: usize, seed: u64, blocks: bool) -> (SimStore, Store, Env) {
+fn outfit(gate: &Gate, party: usize, seed: u64) -> (SimStore, Store, Env) {
+    let (blocks, clock) = {
+        let party = &gate.lock().parties[party];
+        (party.blocks, Clock::Manual(party.clock.clone()))
+    };
     let store = SimStore { gate: gate.clone(), party, blocks, asked: Arc::default() };
-    let clock = Clock::Manual(gate.lock().parties[party].clock.clone());
     let env = Env { clock, parallelism: 1, ..Env::seeded(seed * 1000 + party as u64, 0) };
     (store.clone(), Store::new(Arc::new(store), "simulated".to_owned()), env)
 }
@@ -128,7 +133,7 @@ impl World {
         };
         let rates = rates(&mut random);
         let gate = Gate::new(Bucket::new(habits), Random::new(random.next()), 1_790_000_000_000, rates);
-        let (sim, store, env) = outfit(&gate, DIRECTOR, seed, false);
+        let (sim, store, env) = outfit(&gate, DIRECTOR, seed);
         let runtime = Builder::new_current_thread().build().unwrap();
         let options = CreateOptions { chunker: SMALL, ..CreateOptions::default() };
         let repo = runtime.block_on(Repo::create(store, &secret(), &options, env, Cpu::inline())).unwrap();
@@ -149,16 +154,15 @@ impl World {
         }
     }
 
-    /// Lets all happen; the log of all operations at the end, or what went wrong.
+    /// Lets all happen; the log of all operations, or the end of it and what went wrong.
     pub(crate) fn run(&mut self) -> Result<Vec<String>, String> {
         let played = self.play();
-        if played.is_err() {
-            self.stop();
-        }
         let log = std::mem::take(&mut self.gate.lock().log);
         self.counts.steps = log.len() as u64;
-        let tail = || log[log.len().saturating_sub(150)..].join("\n");
-        played.map_err(|wrong| format!("{}\n{wrong}", tail()))?;
+        played.map_err(|wrong| {
+            self.stop();
+            format!("{}\n{wrong}", log[log.len().saturating_sub(LOG_LINES_TOLD)..].join("\n"))
+        })?;
         Ok(log)
     }
 
@@ -234,8 +238,8 @@ impl World {
     fn start(&mut self, task: Task) {
         let number = self.gate.lock().parties.len();
         let skew = i64::try_from(self.random.below(SKEW_MS_MAX as u64 * 2)).unwrap() - SKEW_MS_MAX;
-        let party = self.gate.join(format!("{} ({number})", task.name()), skew);
-        let (sim, store, env) = outfit(&self.gate, party, self.seed, task.blocks());
+        let party = self.gate.join(format!("{} ({number})", task.name()), task.blocks(), skew);
+        let (sim, store, env) = outfit(&self.gate, party, self.seed);
         let repo = self.runtime.block_on(Repo::open(store, &secret(), env, Cpu::inline())).unwrap();
         if let Task::Backup { host, folder, .. } = &task {
             self.meant.insert(party, (folder.clone(), self.sources[*host].model.clone()));
