@@ -30,6 +30,7 @@ mod posix_dir;
 mod posix_read;
 mod posix_ro;
 mod programs;
+mod prune;
 mod requests;
 mod restore;
 mod resume;
