@@ -23,6 +23,8 @@ use crate::random::Random;
 pub(crate) const DIRECTOR: usize = 0;
 /// The most milliseconds that an operation takes.
 const OP_MS_MAX: u64 = 400;
+/// The most turns that an actor sleeps: others come from beginning to end meanwhile.
+const SLEEP_TURNS_MAX: u64 = 120;
 
 /// How often what happens: one in so many operations, never if 0.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +38,8 @@ pub(crate) struct Rates {
     pub(crate) director: u64,
     /// Out of 100: whoever had the turn has it again.
     pub(crate) stays: u64,
+    /// Whoever had the turn has no other for a while.
+    pub(crate) sleep: u64,
 }
 
 struct Pending {
@@ -60,6 +64,8 @@ pub(crate) struct Party {
     /// When a backup last listed `pending/`, and began no pack since.
     pub(crate) looked_ms: Option<i64>,
     waits: bool,
+    /// No turn before this one, as long as there are others.
+    sleeps_until: u64,
     at_gate: bool,
     pending: Vec<Pending>,
     served: BTreeMap<u64, Result<Answer>>,
@@ -76,6 +82,7 @@ pub(crate) struct State {
     pub(crate) log: Vec<String>,
     pub(crate) rates: Rates,
     turn: usize,
+    turns: u64,
     tickets: u64,
 }
 
@@ -86,7 +93,8 @@ pub(crate) struct Gate(Arc<Mutex<State>>);
 impl Gate {
     pub(crate) fn new(bucket: Bucket, random: Random, now_ms: i64, rates: Rates) -> Self {
         let (parties, changes, log) = (Vec::new(), Vec::new(), Vec::new());
-        let state = State { bucket, random, now_ms, parties, changes, log, rates, turn: DIRECTOR, tickets: 0 };
+        let turns = 0;
+        let state = State { bucket, random, now_ms, parties, changes, log, rates, turn: DIRECTOR, turns, tickets: 0 };
         let gate = Self(Arc::new(Mutex::new(state)));
         assert_eq!(gate.join("director".to_owned(), false, 0), DIRECTOR);
         gate
@@ -109,6 +117,7 @@ impl Gate {
             blocks,
             looked_ms: None,
             waits: false,
+            sleeps_until: 0,
             at_gate: false,
             pending: Vec::new(),
             served: BTreeMap::new(),
@@ -207,7 +216,12 @@ impl Gate {
 impl State {
     /// Gives the turn to somebody who waits for it.
     fn pass(&mut self) {
-        let others: Vec<_> = (1..self.parties.len()).filter(|n| self.parties[*n].waits).collect();
+        self.turns += 1;
+        let mut others: Vec<_> = (1..self.parties.len()).filter(|n| self.parties[*n].waits).collect();
+        let is_awake = |n: &usize| self.parties[*n].sleeps_until <= self.turns;
+        if others.iter().any(is_awake) {
+            others.retain(is_awake);
+        }
         let is_directors = !self.changes.is_empty() || others.is_empty() || self.chance(self.rates.director);
         self.turn = match others.contains(&self.turn) && self.random.below(100) < self.rates.stays {
             _ if is_directors => DIRECTOR,
@@ -255,6 +269,9 @@ impl State {
         let (crash, fault, repeat) =
             (self.chance(self.rates.crash), self.chance(self.rates.fault), self.chance(self.rates.repeat));
         let has_effect = self.random.below(2) == 0;
+        if self.chance(self.rates.sleep) {
+            self.parties[me].sleeps_until = self.turns + self.random.below(SLEEP_TURNS_MAX);
+        }
         // Which upload is abandoned when another fails depends on threads: such a failure is a crash.
         let crash = crash || fault && self.parties[me].blocks && op.puts_below("packs/");
         let fate = match has_effect {

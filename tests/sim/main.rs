@@ -89,9 +89,9 @@ fn every_snapshot_reads_as_it_was_whatever_happens_beside() {
     let (counts, wrong) = run_all(only.clone().unwrap_or(0..size(500, 20_000)));
     eprintln!("{counts:#?}");
     if let Some((seed, told)) = wrong.first() {
-        let seeds: Vec<_> = wrong.iter().map(|(seed, _)| seed).collect();
-        eprintln!("{told}");
-        panic!("{} seeds fail: {seeds:?}\nthe first alone: KLOSET_SEED={seed} cargo test --test sim", wrong.len());
+        eprintln!("{told}\n\nthat was seed {seed}; all that fail:");
+        wrong.iter().for_each(|(seed, told)| eprintln!("seed {seed}: {}", told.lines().last().unwrap_or_default()));
+        panic!("{} seeds fail; one alone: KLOSET_SEED={seed} cargo test --test sim", wrong.len());
     }
     if only.is_none() {
         counts.assert_all_happened();

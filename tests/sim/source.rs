@@ -16,9 +16,9 @@ use crate::random::{Random, noise};
 /// Paths below a source, and what the files hold.
 pub(crate) type Model = BTreeMap<String, Bytes>;
 
-const NAMES: [&str; 6] = ["a", "b", "c", "sub/d", "sub/e", "sub/f"];
+const NAMES: [&str; 4] = ["a", "b", "sub/c", "sub/d"];
 /// Contents in the pool.
-const CONTENTS: u64 = 7;
+const CONTENTS: u64 = 6;
 const CONTENT_BYTES_MAX: u64 = 5000;
 
 /// A folder to be backed up.
@@ -41,7 +41,7 @@ impl Source {
 
     /// Writes or removes some files.
     pub(crate) fn change(&mut self, random: &mut Random) {
-        for _ in 0..=random.below(4) {
+        for _ in 0..=random.below(3) {
             let name = *random.one(&NAMES);
             let content = random.below(CONTENTS + 2);
             match content < CONTENTS {

@@ -93,6 +93,7 @@ pub(crate) struct World {
     /// What each backup that was begun is to hold.
     meant: BTreeMap<usize, (PathBuf, Model)>,
     snapshots: BTreeMap<SnapshotName, Snapshot>,
+    put_by: BTreeMap<SnapshotName, usize>,
     forgotten: BTreeSet<SnapshotName>,
     pub(crate) counts: Counts,
 }
@@ -103,11 +104,12 @@ fn secret() -> SlotSecret {
 
 fn rates(random: &mut Random) -> Rates {
     Rates {
-        crash: *random.one(&[0, 60, 300]),
+        crash: *random.one(&[0, 25, 80, 300]),
         fault: *random.one(&[0, 0, 40, 200]),
         repeat: *random.one(&[0, 20]),
         director: *random.one(&[4, 12, 30]),
         stays: *random.one(&[0, 50, 90, 97]),
+        sleep: *random.one(&[0, 12, 40]),
     }
 }
 
@@ -149,6 +151,7 @@ impl World {
             actors: Vec::new(),
             meant: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            put_by: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             counts: Counts::default(),
         }
@@ -167,7 +170,7 @@ impl World {
     }
 
     fn play(&mut self) -> Result<(), String> {
-        for _ in 0..10 + self.random.below(30) {
+        for _ in 0..15 + self.random.below(45) {
             self.act();
             self.rest()?;
         }
@@ -190,13 +193,13 @@ impl World {
     /// Does something, or nothing.
     fn act(&mut self) {
         let task = match self.random.below(20) {
-            0..7 => self.new_backup(),
-            7..9 => self.choose().map(|names| Task::Forget(names.into_iter().collect())),
+            0..6 => self.new_backup(),
+            6..9 => self.choose().map(|names| Task::Forget(names.into_iter().collect())),
             9..13 => Some(Task::Prune(self.prune_options())),
             13 => self.choose_one().map(Task::Read),
             14 => self.choose_one().map(Task::Mount),
             _ => {
-                let hours = *self.random.one(&[1, 5, 13, 25, 30]);
+                let hours = *self.random.one(&[1, 13, 25, 25, 30]);
                 self.let_time_go(hours * HOUR_MS);
                 None
             }
@@ -220,7 +223,7 @@ impl World {
     }
 
     fn choose(&mut self) -> Option<BTreeSet<SnapshotName>> {
-        let most = self.random.below(4);
+        let most = 1 + self.random.below(4);
         let chosen: BTreeSet<_> = self.snapshots.keys().copied().filter(|_| self.random.below(4) < most).collect();
         Some(chosen).filter(|chosen| !chosen.is_empty())
     }
@@ -277,16 +280,23 @@ impl World {
     }
 
     fn note_snapshot(&mut self, name: SnapshotName, by: usize, is_put: bool) -> Result<(), String> {
-        let is_by_forget = self.actors.iter().any(|actor| actor.party == by && matches!(actor.task, Task::Forget(_)));
+        let by_whom = self.actors.iter().find(|actor| actor.party == by).map(|actor| &actor.task);
+        // A backup that was late takes its snapshot back if it cannot be sure of it.
+        let may_delete = match by_whom {
+            Some(Task::Forget(_)) => true,
+            Some(Task::Backup { .. }) => self.put_by.get(&name) == Some(&by),
+            _ => false,
+        };
         match is_put {
             true => {
                 let (folder, model) = self.meant.get(&by).cloned().ok_or("a snapshot of nobody's")?;
                 let looked = Looked { name, folder, model };
+                self.put_by.insert(name, by);
                 if self.snapshots.insert(name, Snapshot { looked, asked: None }).is_none() {
                     self.counts.committed += 1;
                 }
             }
-            false if !is_by_forget => return Err(format!("snapshot {} was deleted by another than forget", name.id)),
+            false if !may_delete => return Err(format!("snapshot {} was deleted by another than forget", name.id)),
             false => {
                 self.counts.forgotten += 1;
                 self.snapshots.remove(&name);
