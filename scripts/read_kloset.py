@@ -14,7 +14,7 @@ usage: read_kloset.py (--passphrase-file F | --key-file F) FOLDER list
 list      names every snapshot, and under each every path; \\xNN stands for a byte that cannot be shown
 dump      writes one file's content to standard output, zeros for its holes
 json      prints all there is to know of all snapshots; the content of files as a hash of their data
-verify    compares that with a file made before; also checks every pack, index run and pending list
+verify    compares that with a file made before; also checks every pack, index run, list of moved chunks and pending list
 selftest  computes the test vectors of the text again, and reads its examples
 
 One line feed (or CR LF) at the end of a passphrase file is not part of the passphrase. Needs
@@ -257,12 +257,13 @@ class Keys:
     """The keys of a full slot; with master=None what a write-only slot has."""
 
     def __init__(self, master, chunk_id=None, index=None, seed=None, public=None):
-        self.private = None
+        self.private = self.moved = None
         if master is not None:
             chunk_id, index = (derive_key(f"kloset-mount v1 {k} key", master) for k in ("chunk id", "index"))
             seed = derive_key("kloset-mount v1 chunker seed", master)[:8]
             self.private = derive_key("kloset-mount v1 x25519 private key", master)
             public = x25519_public(self.private)
+            self.moved = derive_key("kloset-mount v1 moved chunks key", self.private)
         self.chunk_id, self.index, self.public = chunk_id, index, public
         self.seed = int.from_bytes(seed, "little")
         self.tree_id = derive_key("kloset-mount v1 tree id key", chunk_id)
@@ -709,7 +710,8 @@ class Kloset:
             return take(ref)
         except Damaged as error:
             where = f"{pack_name(ref.session, ref.pack)}: {error}"
-        for other in self.moved.get((kind, ref.id), []):
+        # Where a prune says that it went, or the index.
+        for other in [*self.went(ref, kind), *self.moved.get((kind, ref.id), [])]:
             try:
                 if other.length == ref.length:
                     return take(other)
@@ -733,16 +735,35 @@ class Kloset:
         index = collections.defaultdict(list)
         for name in self.runs():
             try:
-                packs, entries = self.run(name)
+                self._refer(self.run(name), index)
             except Damaged as error:
                 print(f"{name}: {error}", file=sys.stderr)
-                continue
-            for ident, place, frame, offset, length, chunk_offset, chunk_length in entries:
-                session, pack, kind, _ = packs[place]
-                located = (frame,) if kind == TREES else (offset, length)
-                reference = TreeRef if kind == TREES else ChunkRef
-                index[kind, ident].append(reference(ident, chunk_length, session, pack, *located, chunk_offset))
         return index
+
+    def _refer(self, run, index):
+        packs, entries = run
+        for ident, place, frame, offset, length, chunk_offset, chunk_length in entries:
+            session, pack, kind, _ = packs[place]
+            located = (frame,) if kind == TREES else (offset, length)
+            reference = TreeRef if kind == TREES else ChunkRef
+            index[kind, ident].append(reference(ident, chunk_length, session, pack, *located, chunk_offset))
+
+    def moved_run(self, name):
+        """Where the chunks of a pack went: as in an index run."""
+        content = self.store.get(name, RUN_MAX)
+        need(content[:8] == b"KLOSET1M", "not a list of moved chunks")
+        return parse_run(self._open(self.keys.moved, "moved chunks", name.encode(), content[8:], RUN_MAX))
+
+    def went(self, ref, kind, left=8):
+        """Where a prune moved a chunk, one after another."""
+        index = collections.defaultdict(list)
+        try:
+            self._refer(self.moved_run("index/moved/" + pack_name(ref.session, ref.pack).removeprefix("packs/")), index)
+        except Damaged:  # nobody moved it
+            return
+        for other in index[kind, ref.id] if left else []:
+            yield other
+            yield from self.went(other, kind, left - 1)
 
     def check_run(self, name):
         """That a run agrees with the footers of those of its packs that are there."""
@@ -775,6 +796,8 @@ class Kloset:
             with_name(pack_name(session, pack), self.check_pack, session, pack)
         for name in self.runs():
             with_name(name, self.check_run, name)
+        for name in self._names("index/moved", r"index/moved/[0-9a-f]{64}/[0-9a-f]{8}"):
+            with_name(name, self.moved_run, name)
         for name in self._names("pending", r"pending/[0-9a-f]{32}"):
             with_name(name, self.pending, name)
 
@@ -1034,7 +1057,7 @@ def command_selftest(path):
     header, full, write_only, manifest, pending = examples
     kloset_id, keys = raw("kloset id"), Keys(raw("master key"))
 
-    for name in ("chunk id", "tree id", "index", "header mac", "private", "public"):
+    for name in ("chunk id", "tree id", "index", "header mac", "private", "public", "moved"):
         check(f"{name} key", getattr(keys, name.replace(" ", "_")))
     check("session psk", keys.psk)
     check("chunker seed", keys.seed.to_bytes(8, "little"))  # the bytes, other than the numbers of "gear"
@@ -1083,7 +1106,7 @@ def command_selftest(path):
         check(vector, seal(wrapping[slot["kind"]], parsed.sealed[:24], plain[slot["kind"]], parsed.bound))
         opened = open_slot(parsed, wrapping[slot["kind"]])
         test.that(f"{vector}, opened", all(getattr(opened, name) == getattr(keys, name) for name in vars(keys)
-                                           if name != "private" or slot is full))
+                                           if name not in ("private", "moved") or slot is full))
 
     table, gear, doubled = gear_tables(keys.seed)
     test.that("GEAR[0]", table[0] == 0x3B5D3C7D207E37DC)

@@ -249,6 +249,7 @@ async fn decide_once(
     plan.runs = (look.runs.len() as u64, rewritten.len() as u64, become_of);
     plan.moved_gone = moved_gone.len() as u64;
     plan.requests = requests(&look, &plan, (&before, &repo.store.counts()));
+    plan.requests.gets += rewritten.iter().filter(|at| look.runs[**at].kept.is_none()).count() as u64;
     Ok(Decision { look, choice, rewritten, moved_gone, plan })
 }
 
@@ -294,7 +295,7 @@ fn requests(look: &Look, plan: &PrunePlan, (before, after): (&StoreCounts, &Stor
     let new_packs = plan.repack_bytes_written.div_ceil(super::pack::DATA_PACK_BYTES as u64);
     Requests {
         lists: after.lists - before.lists + u64::from(plan.runs.1 > 0) + u64::from(plan.delete.packs > 0),
-        gets: after.gets - before.gets + plan.runs.1 + plan.repack.packs,
+        gets: after.gets - before.gets + plan.repack.packs,
         puts: 1 + plan.runs.2 + lists_put + new_packs + plan.repack.packs + u64::from(plan.repack.packs > 0),
         deletes: 1 + plan.runs.1 + plan.delete.packs + plan.moved_gone + due,
     }

@@ -103,6 +103,7 @@ fn keys_are_those_of_the_document() {
         ("header mac key", to_hex(&header)),
         ("chunker seed", to_hex(&write.chunker_seed.to_le_bytes())),
         ("private key", to_hex(&private)),
+        ("moved key", to_hex(&blake3::derive_key("kloset-mount v1 moved chunks key", &private))),
         ("public key", to_hex(&write.public)),
         ("chunk id of \"kloset\"", keys.chunk_id(b"kloset").to_string()),
         ("chunk id of nothing", keys.chunk_id(b"").to_string()),

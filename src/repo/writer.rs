@@ -334,9 +334,6 @@ impl Writer {
     pub fn commit(&mut self, name: SnapshotName, manifest: &Manifest) -> Result<(), RepoError> {
         assert!(self.uploads.is_empty() && self.run.entries.is_empty(), "flush comes first");
         let repo = &self.repo;
-        if !repo.store.is_dry() {
-            self.runtime.block_on(self.look_again())?;
-        }
         let nonce = repo.env.entropy.bytes();
         let sealed = manifest.seal(&self.key, self.session, (repo.keys.kloset(), name), nonce);
         let object = sealed.map_err(|error| match error {
@@ -346,7 +343,7 @@ impl Writer {
             error => RepoError::damaged(name.object(), error),
         })?;
         self.counts.bytes_stored += object.len() as u64;
-        Ok(self.runtime.block_on(repo.store.put_new(&name.object(), object.into()))?)
+        self.runtime.block_on(self.put_snapshot(&name.object(), object.into()))
     }
 
     /// Learns what is stored, the first time that this is asked; returns whether that was now.

@@ -20,6 +20,8 @@ use super::{Progress, Stage, moved_of};
 
 /// Chunks read at once.
 const READS: usize = 16;
+/// Entries of runs that are kept at most, about 30 MB, so that small runs are not fetched again to be joined.
+const KEPT_ENTRIES_MAX: usize = 1 << 19;
 /// Memory of the reader that reads them.
 const READER_BYTES: usize = 32 << 20;
 
@@ -41,12 +43,17 @@ pub(super) async fn take(
     }
     let runs: Vec<_> = look.runs.iter().map(|run| (run.id, run.bytes)).collect();
     let (total, mut done) = (runs.len() as u64, 0);
-    let (mut copies, mut counted) = (Copies::new(), HashSet::new());
+    let (mut copies, mut counted, mut kept) = (Copies::new(), HashSet::new(), 0);
     let places: HashMap<RunId, usize> = runs.iter().enumerate().map(|(at, run)| (run.0, at)).collect();
     let vanished = lookup::for_each_of(&repo.store, &repo.keys, runs, |id, run| {
         progress(Stage::Index, done, total);
         done += 1;
-        learn(look, places[&id], &run, (&*moves, &mut counted, &mut copies));
+        let at = places[&id];
+        learn(look, at, &run, (&*moves, &mut counted, &mut copies));
+        if kept + run.entries.len() <= KEPT_ENTRIES_MAX {
+            kept += run.entries.len();
+            look.runs[at].kept = Some(run);
+        }
     })
     .await?;
     if vanished > 0 { Err(RepoError::PruneAtWork) } else { Ok(copies) }

@@ -11,6 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::super::Repo;
 use super::super::error::RepoError;
 use super::super::id::{PackId, PendingId, RunId};
+use super::super::index::IndexRun;
 use super::super::layout::{self, SnapshotName};
 use super::super::pack::PackKind;
 use super::super::pending::{PENDING_BYTES_MAX, PendingList};
@@ -20,7 +21,7 @@ use super::{Progress, PruneOptions, Stage};
 use crate::store::{ObjectInfo, StoreError};
 
 /// Small objects fetched at once.
-const FETCHES: usize = 16;
+const FETCHES: usize = 32;
 
 /// Whether a pack awaits deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +127,8 @@ pub(super) struct Run {
     pub(super) entries: usize,
     /// The places of the packs it names.
     pub(super) packs: Vec<u32>,
+    /// The run itself, if it is a small one.
+    pub(super) kept: Option<IndexRun>,
 }
 
 /// What there is.
@@ -168,7 +171,7 @@ pub(super) async fn look(
     let lists = pending(repo, &lists, now_ms, options).await?;
     let runs = index.iter().filter_map(|o| {
         let (id, bytes, put_ms) = (layout::parse_run(&o.name)?, o.bytes, o.modified_unix_ms);
-        Some(Run { id, bytes, put_ms, entries: 0, packs: Vec::new() })
+        Some(Run { id, bytes, put_ms, entries: 0, packs: Vec::new(), kept: None })
     });
     let mut look = Look {
         now_ms,
@@ -187,8 +190,8 @@ pub(super) async fn look(
 fn take_probe(lists: &mut Vec<ObjectInfo>, probe: PendingId) -> Result<i64, RepoError> {
     let name = layout::pending_name(probe);
     let found = lists.iter().position(|object| object.name == name);
-    // Without it the store's listings are stale, and nothing may be concluded from them.
-    let at = found.ok_or_else(|| RepoError::damaged(&name, "was put and is not listed"))?;
+    // Without it the store's listings are stale, or another prune has a shorter grace period and is done with it.
+    let at = found.ok_or(RepoError::PruneAtWork)?;
     Ok(lists.remove(at).modified_unix_ms)
 }
 

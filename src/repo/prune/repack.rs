@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
 
 use super::super::Repo;
 use super::super::crypto::SealingKey;
@@ -27,7 +28,9 @@ use super::{Progress, PruneOptions, Stage, mark};
 use crate::store::StoreError;
 
 /// Packs fetched at once,
-const FETCHES: usize = 4;
+const FETCHES: usize = 32;
+/// as long as they are together not longer than this, in KiB: about four of the usual length,
+const FETCH_KIB: u32 = 64 << 10;
 /// and put at once.
 const PUTS_MAX: usize = 3;
 /// So many packs are emptied at most before they are marked.
@@ -84,10 +87,14 @@ pub(super) async fn repack(
     let mut repacker = Repacker::new(repo, look);
     let began_ms = repo.env.clock.unix_ms();
     let time_ms = options.max_time.map_or(i64::MAX, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
+    let under_way = &Semaphore::new(FETCH_KIB as usize);
     let fetch = |place: u32| async move {
-        let name = look.packs.at(place).id.to_string();
+        let (name, bytes) = (look.packs.at(place).id.to_string(), look.packs.at(place).listed.unwrap_or(0));
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, FETCH_KIB);
+        let room = under_way.acquire_many(kib).await;
         let content = repo.store.get(&name, PACK_BYTES_MAX).await;
         (
+            room,
             place,
             content.map_err(|e| match e {
                 StoreError::NotFound { .. } => RepoError::PruneAtWork,
@@ -97,9 +104,10 @@ pub(super) async fn repack(
         )
     };
     let mut fetches = futures::stream::iter(places.iter().copied()).map(fetch).buffered(FETCHES);
-    while let Some((place, content)) = fetches.next().await {
+    while let Some((room, place, content)) = fetches.next().await {
         progress(Stage::Repack, repacker.done.packs, places.len() as u64);
         repacker.empty(place, content?).await?;
+        drop(room);
         if repacker.is_step_full() {
             repacker.end_step().await?;
         }

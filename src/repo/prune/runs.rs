@@ -54,10 +54,12 @@ pub(super) async fn rewrite(
     let gone: HashSet<PackId> = gone.iter().map(|place| look.packs.at(*place).id).collect();
     let there = |id: &PackId| look.packs.find(*id).is_some_and(|p| look.packs.at(p).listed.is_some());
     let mut joined = Joined { is_kept: Box::new(|id| !gone.contains(id) && there(id)), ..Joined::default() };
-    let old: Vec<_> = rewritten.iter().map(|at| (look.runs[*at].id, look.runs[*at].bytes)).collect();
+    let old: Vec<_> = rewritten.iter().map(|at| look.runs[*at].id).collect();
     let mut put = Vec::new();
-    for run in &old {
-        let vanished = lookup::for_each_of(&repo.store, &repo.keys, vec![*run], |_, run| joined.add(&run)).await?;
+    for batch in batches(look, rewritten) {
+        let fetched = batch.iter().filter(|run| run.kept.is_none()).map(|run| (run.id, run.bytes)).collect();
+        batch.iter().filter_map(|run| run.kept.as_ref()).for_each(|run| joined.add(run));
+        let vanished = lookup::for_each_of(&repo.store, &repo.keys, fetched, |_, run| joined.add(&run)).await?;
         for run in joined.full.drain(..) {
             put.push(put_run(repo, run).await?);
         }
@@ -70,12 +72,26 @@ pub(super) async fn rewrite(
         put.push(put_run(repo, run).await?);
     }
     let now: BTreeSet<_> = listed(repo).await?.into_iter().map(|(id, _)| id).collect();
-    if old.iter().any(|(id, _)| !now.contains(id)) {
+    if old.iter().any(|id| !now.contains(id)) {
         return give_up(repo, &put).await;
     }
-    let names: Vec<_> = old.iter().map(|(id, _)| layout::run_name(*id)).collect();
+    let names: Vec<_> = old.iter().map(|id| layout::run_name(*id)).collect();
     repo.store.delete_all(&names).await?;
     Ok(put)
+}
+
+/// Cuts runs into batches of about as many entries as one holds at most, so that they need not all be in memory.
+fn batches<'a>(look: &'a Look, rewritten: &[usize]) -> Vec<Vec<&'a Run>> {
+    let (mut batches, mut entries) = (vec![Vec::new()], 0);
+    for run in rewritten.iter().map(|at| &look.runs[*at]) {
+        entries += run.entries;
+        if entries > RUN_ENTRIES_MAX {
+            batches.push(Vec::new());
+            entries = run.entries;
+        }
+        batches.last_mut().expect("there is one at least").push(run);
+    }
+    batches
 }
 
 /// Takes new runs back: another prune has written anew what they were made of.

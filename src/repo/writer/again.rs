@@ -4,6 +4,8 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
+
 use super::super::error::RepoError;
 use super::super::id::{PackId, RunId};
 use super::super::tree::Data;
@@ -13,10 +15,32 @@ use super::Writer;
 /// Memory of the reader that looks into pages of chunks that were taken over.
 const LISTS_READER_BYTES: usize = 16 << 20;
 
+/// From the look to the snapshot there must be less than any grace period, a day as a rule: a machine may have slept.
+const LATE_MS: i64 = 6 * 3_600_000;
+
 impl Writer {
+    /// Looks again and puts the snapshot; if that took too long, looks once more, and takes it back if something is gone.
+    pub(super) async fn put_snapshot(&self, name: &str, object: Bytes) -> Result<(), RepoError> {
+        let Repo { store, env, .. } = &self.repo;
+        if store.is_dry() {
+            return Ok(());
+        }
+        let looked_ms = env.clock.unix_ms();
+        self.look_again().await?;
+        store.put_new(name, object).await?;
+        if env.clock.unix_ms().saturating_sub(looked_ms) < LATE_MS {
+            return Ok(());
+        }
+        let still = self.look_again().await;
+        if let Err(RepoError::Pruned(_)) = still {
+            store.delete(name).await?;
+        }
+        still
+    }
+
     /// Makes sure that all that the snapshot refers to is there and stays, in the order that `docs/format.md` says, "A writer
     /// against prune".
-    pub(super) async fn look_again(&self) -> Result<(), RepoError> {
+    async fn look_again(&self) -> Result<(), RepoError> {
         let Repo { store, keys, .. } = &self.repo;
         let pending = lookup::load_pending(store, keys).await?;
         let index = store.list(layout::INDEX).await?;
