@@ -132,7 +132,8 @@ impl Bucket {
         let from = behind.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         let below = |name: &str| folder.is_empty() || name.strip_prefix(folder).is_some_and(|r| r.starts_with('/'));
         let mut found = self.objects.range::<str, _>((from, std::ops::Bound::Unbounded)).filter(|o| below(o.0));
-        let page = found.by_ref().take(self.habits.page).map(|(name, (content, ms))| meta(name, content, *ms)).collect();
+        let page =
+            found.by_ref().take(self.habits.page).map(|(name, (content, ms))| meta(name, content, *ms)).collect();
         Answer::Page(page, found.next().is_some())
     }
 }

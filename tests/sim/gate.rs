@@ -275,9 +275,27 @@ impl State {
         // Which upload is abandoned when another fails depends on threads: such a failure is a crash.
         let crash = crash || fault && self.parties[me].blocks && op.puts_below("packs/");
         let fate = match has_effect {
-            _ if !crash && !fault => if repeat { "twice" } else { "" },
-            true => if crash { "done, crash" } else { "done, reply lost" },
-            false => if crash { "crash" } else { "failed" },
+            _ if !crash && !fault => {
+                if repeat {
+                    "twice"
+                } else {
+                    ""
+                }
+            }
+            true => {
+                if crash {
+                    "done, crash"
+                } else {
+                    "done, reply lost"
+                }
+            }
+            false => {
+                if crash {
+                    "crash"
+                } else {
+                    "failed"
+                }
+            }
         };
         let blank = if fate.is_empty() { "" } else { ": " };
         self.log.push(format!("{} {} {op}{blank}{fate}", self.now_ms, self.parties[me].name));

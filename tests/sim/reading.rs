@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use futures::future::BoxFuture;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use kloset_mount::fs::attr::Kind;
 use kloset_mount::fs::view::ROOT;
 use kloset_mount::fs::{FsError, View};

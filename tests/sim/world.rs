@@ -170,15 +170,52 @@ impl World {
     }
 
     fn play(&mut self) -> Result<(), String> {
+        let rates = self.gate.lock().rates;
+        if self.random.below(3) > 0 {
+            self.warm_up()?;
+        }
+        self.gate.lock().rates = rates;
         for _ in 0..15 + self.random.below(45) {
             self.act();
             self.rest()?;
         }
+        self.finish_all()?;
+        let deleted = self.counts.packs_deleted;
+        self.tidy_up()?;
+        self.counts.packs_deleted = deleted;
+        Ok(())
+    }
+
+    /// Comes, one thing after another and undisturbed, to where packs that a prune marked are about to be deleted.
+    fn warm_up(&mut self) -> Result<(), String> {
+        self.gate.lock().rates = Rates::default();
+        for _ in 0..2 + self.random.below(3) {
+            if let Some(task) = self.new_backup() {
+                self.run_alone(task)?;
+            }
+        }
+        if let Some(names) = self.choose() {
+            self.run_alone(Task::Forget(names.into_iter().collect()))?;
+        }
+        self.let_time_go(GRACE_MS + HOUR_MS);
+        let options = self.prune_options();
+        self.run_alone(Task::Prune(options))?;
+        self.let_time_go(GRACE_MS + HOUR_MS);
+        Ok(())
+    }
+
+    fn run_alone(&mut self, task: Task) -> Result<(), String> {
+        self.start(task);
+        self.finish_all()
+    }
+
+    /// Waits for everybody, and begins nothing.
+    fn finish_all(&mut self) -> Result<(), String> {
         self.gate.lock().rates.director = 0;
         while !self.actors.is_empty() {
             self.rest()?;
         }
-        self.tidy_up()
+        Ok(())
     }
 
     /// Lets others go on until something changed or the director's turn has come, and looks at it.
@@ -370,27 +407,27 @@ impl World {
         for _ in 0..PRUNES_MAX {
             self.let_time_go(GRACE_MS + HOUR_MS);
             let options = PruneOptions { max_unused_permille: 0, ..self.prune_options() };
-            self.start(Task::Prune(options));
-            while !self.actors.is_empty() {
-                self.rest()?;
-            }
-            if self.gate.lock().bucket.names("pending/").is_empty() {
-                return self.find_leftovers();
+            self.run_alone(Task::Prune(options))?;
+            if self.leftover()?.is_none() {
+                return self.check_all();
             }
         }
-        Err(format!("after {PRUNES_MAX} more prunes there is still something to delete"))
+        let left = self.leftover()?.unwrap_or_default();
+        Err(format!("after {PRUNES_MAX} more prunes {left} is left, and nobody needs it"))
     }
 
-    fn find_leftovers(&mut self) -> Result<(), String> {
-        let report = self.runtime.block_on(check(&self.repo, CheckOptions { read_data: true }, &|_| {}));
-        let report = report.map_err(|error| format!("the check fails: {error}"))?;
-        if !report.damaged.is_empty() {
-            return Err(format!("{:#?}", report.damaged));
-        }
+    /// Returns something that no snapshot needs.
+    fn leftover(&mut self) -> Result<Option<String>, String> {
         self.snapshots.values_mut().for_each(|snapshot| snapshot.asked = None);
         self.check()?;
         let is_asked = |name: &String| self.snapshots.values().any(|s| s.asked.iter().any(|a| a.names.contains(name)));
-        let mut packs = self.gate.lock().bucket.names("packs/").into_iter();
-        packs.find(|name| !is_asked(name)).map_or(Ok(()), |name| Err(format!("{name} is left, and nobody needs it")))
+        let names = |folder| self.gate.lock().bucket.names(folder);
+        Ok([names("pending/"), names("packs/")].concat().into_iter().find(|name| !is_asked(name)))
+    }
+
+    fn check_all(&self) -> Result<(), String> {
+        let report = self.runtime.block_on(check(&self.repo, CheckOptions { read_data: true }, &|_| {}));
+        let damaged = report.map_err(|error| format!("the check fails: {error}"))?.damaged;
+        if damaged.is_empty() { Ok(()) } else { Err(format!("{damaged:#?}")) }
     }
 }
