@@ -24,7 +24,7 @@ pub(crate) const DIRECTOR: usize = 0;
 /// The most milliseconds that an operation takes.
 const OP_MS_MAX: u64 = 400;
 /// The most turns that an actor sleeps: others come from beginning to end meanwhile.
-const SLEEP_TURNS_MAX: u64 = 120;
+const SLEEP_TURNS_MAX: u64 = 300;
 
 /// How often what happens: one in so many operations, never if 0.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +63,8 @@ pub(crate) struct Party {
     pub(crate) blocks: bool,
     /// When a backup last listed `pending/`, and began no pack since.
     pub(crate) looked_ms: Option<i64>,
+    /// It falls asleep after so many changes.
+    pub(crate) sleeps_after: Option<u64>,
     waits: bool,
     /// No turn before this one, as long as there are others.
     sleeps_until: u64,
@@ -116,6 +118,7 @@ impl Gate {
             is_hurt: false,
             blocks,
             looked_ms: None,
+            sleeps_after: None,
             waits: false,
             sleeps_until: 0,
             at_gate: false,
@@ -254,6 +257,11 @@ impl State {
         let (answer, change) = self.bucket.apply(op, self.now_ms);
         if let Some((name, is_put)) = change {
             self.changes.push(Change { by: me, name, is_put });
+            let party = &mut self.parties[me];
+            if party.sleeps_after == Some(0) {
+                party.sleeps_until = self.turns + SLEEP_TURNS_MAX;
+            }
+            party.sleeps_after = party.sleeps_after.and_then(|changes| changes.checked_sub(1));
         }
         let is_look = matches!(op, Op::List { folder, .. } if folder == "pending");
         if is_look && self.parties[me].blocks {
@@ -266,10 +274,12 @@ impl State {
     fn serve(&mut self, me: usize, op: &Op) -> Result<Answer> {
         let ms = 1 + self.random.below(OP_MS_MAX);
         self.advance(i64::try_from(ms).expect("short"));
-        let (crash, fault, repeat) =
-            (self.chance(self.rates.crash), self.chance(self.rates.fault), self.chance(self.rates.repeat));
+        // Where something changes is where it hurts to stop.
+        let often = if matches!(op, Op::Put { .. } | Op::Delete { .. }) { 4 } else { 1 };
+        let Rates { crash, fault, repeat, sleep, .. } = self.rates;
+        let (crash, fault, repeat) = (self.chance(crash.div_ceil(often)), self.chance(fault), self.chance(repeat));
         let has_effect = self.random.below(2) == 0;
-        if self.chance(self.rates.sleep) {
+        if self.chance(sleep.div_ceil(often)) {
             self.parties[me].sleeps_until = self.turns + self.random.below(SLEEP_TURNS_MAX);
         }
         // Which upload is abandoned when another fails depends on threads: such a failure is a crash.

@@ -1,6 +1,6 @@
 //! What the hosts of a simulation back up: real folders of a few small files, and what is in them.
 //!
-//! Contents come from a small pool, so that hosts share them and that what was given up comes back. Each write has a time
+//! Contents come from a small pool, so that hosts share them, and what was given up comes back. Each write has a time
 //! of its own: two in one tick of the kernel's clock would look the same. Folders lie one in another and not side by side,
 //! so that a backup has one way to go through them.
 
@@ -18,13 +18,17 @@ pub(crate) type Model = BTreeMap<String, Bytes>;
 
 const NAMES: [&str; 4] = ["a", "b", "sub/c", "sub/d"];
 /// Contents in the pool.
-const CONTENTS: u64 = 6;
+const CONTENTS: u64 = 12;
 const CONTENT_BYTES_MAX: u64 = 5000;
 
 /// A folder to be backed up.
 pub(crate) struct Source {
     folder: PathBuf,
     pub(crate) model: Model,
+    /// What each file holds, by the number of the content,
+    holds: BTreeMap<&'static str, u64>,
+    /// and what they held before each change.
+    past: Vec<BTreeMap<&'static str, u64>>,
     writes: u64,
 }
 
@@ -32,27 +36,50 @@ impl Source {
     /// Makes an empty folder.
     pub(crate) fn new(folder: PathBuf) -> Self {
         fs::create_dir_all(folder.join("sub")).unwrap();
-        Self { folder, model: Model::new(), writes: 0 }
+        Self { folder, model: Model::new(), holds: BTreeMap::new(), past: Vec::new(), writes: 0 }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.folder
     }
 
-    /// Writes or removes some files.
+    /// Writes or removes some files, or makes all what they were once.
     pub(crate) fn change(&mut self, random: &mut Random) {
+        if random.below(2) == 0 {
+            return self.go_back(random);
+        }
+        let mut next = self.holds.clone();
         for _ in 0..=random.below(3) {
-            let name = *random.one(&NAMES);
-            let content = random.below(CONTENTS + 2);
-            match content < CONTENTS {
-                true => self.write(name, content),
-                false => self.remove(name),
+            let (name, content) = (*random.one(&NAMES), random.below(CONTENTS + 3));
+            next.remove(name);
+            if content < CONTENTS {
+                next.insert(name, content);
             }
+        }
+        self.become_as(next);
+    }
+
+    /// Makes all files what they were once.
+    pub(crate) fn go_back(&mut self, random: &mut Random) {
+        if !self.past.is_empty() {
+            self.become_as(random.one(&self.past).clone());
         }
     }
 
+    fn become_as(&mut self, next: BTreeMap<&'static str, u64>) {
+        let before = std::mem::replace(&mut self.holds, next);
+        for name in NAMES {
+            match (before.get(name), self.holds.get(name).copied()) {
+                (before, Some(content)) if before != Some(&content) => self.write(name, content),
+                (Some(_), None) => self.remove(name),
+                _ => {}
+            }
+        }
+        self.past.extend(Some(before).filter(|before| !before.is_empty()));
+    }
+
     fn write(&mut self, name: &str, content: u64) {
-        let bytes = 300 + blake3::hash(&content.to_le_bytes()).as_bytes()[0] as u64 * 97 % CONTENT_BYTES_MAX;
+        let bytes = 300 + u64::from(blake3::hash(&content.to_le_bytes()).as_bytes()[0]) * 97 % CONTENT_BYTES_MAX;
         let content: Bytes = noise(content, usize::try_from(bytes).unwrap()).into();
         self.writes += 1;
         let at = self.folder.join(name);
@@ -63,8 +90,7 @@ impl Source {
     }
 
     fn remove(&mut self, name: &str) {
-        if self.model.remove(name).is_some() {
-            fs::remove_file(self.folder.join(name)).unwrap();
-        }
+        self.model.remove(name);
+        fs::remove_file(self.folder.join(name)).unwrap();
     }
 }

@@ -34,8 +34,10 @@ pub(crate) const GRACE_MS: i64 = 24 * HOUR_MS;
 const SKEW_MS_MAX: i64 = 40 * HOUR_MS;
 /// Prunes that may be needed in the end.
 const PRUNES_MAX: usize = 8;
+/// Changes that a prune makes before it falls asleep.
+const CHANGES_MAX: u64 = 14;
 /// Actors at once.
-const ACTORS_MAX: usize = 5;
+const ACTORS_MAX: usize = 6;
 /// Operations that are told of a seed that goes wrong.
 const LOG_LINES_TOLD: usize = 400;
 const READER_BYTES: usize = 1 << 20;
@@ -107,9 +109,9 @@ fn rates(random: &mut Random) -> Rates {
         crash: *random.one(&[0, 25, 80, 300]),
         fault: *random.one(&[0, 0, 40, 200]),
         repeat: *random.one(&[0, 20]),
-        director: *random.one(&[4, 12, 30]),
+        director: *random.one(&[3, 8, 20]),
         stays: *random.one(&[0, 50, 90, 97]),
-        sleep: *random.one(&[0, 12, 40]),
+        sleep: *random.one(&[0, 12, 12, 40]),
     }
 }
 
@@ -175,7 +177,7 @@ impl World {
             self.warm_up()?;
         }
         self.gate.lock().rates = rates;
-        for _ in 0..15 + self.random.below(45) {
+        for _ in 0..10 + self.random.below(30) {
             self.act();
             self.rest()?;
         }
@@ -186,10 +188,11 @@ impl World {
         Ok(())
     }
 
-    /// Comes, one thing after another and undisturbed, to where packs that a prune marked are about to be deleted.
+    /// Comes, one thing after another and undisturbed, to where a prune deletes packs that another marked, and falls asleep
+    /// in the middle of that; then what it deletes is backed up again.
     fn warm_up(&mut self) -> Result<(), String> {
         self.gate.lock().rates = Rates::default();
-        for _ in 0..2 + self.random.below(3) {
+        for _ in 0..3 + self.random.below(4) {
             if let Some(task) = self.new_backup() {
                 self.run_alone(task)?;
             }
@@ -201,6 +204,17 @@ impl World {
         let options = self.prune_options();
         self.run_alone(Task::Prune(options))?;
         self.let_time_go(GRACE_MS + HOUR_MS);
+        let options = self.prune_options();
+        let party = self.start(Task::Prune(options));
+        self.gate.lock().parties[party].sleeps_after = Some(self.random.below(CHANGES_MAX));
+        while !self.actors.is_empty() && self.gate.lock().parties[party].sleeps_after.is_some() {
+            self.rest()?;
+        }
+        for host in 0..self.sources.len() {
+            self.sources[host].go_back(&mut self.random);
+            let task = self.backup_of(host);
+            self.start(task);
+        }
         Ok(())
     }
 
@@ -230,9 +244,9 @@ impl World {
     /// Does something, or nothing.
     fn act(&mut self) {
         let task = match self.random.below(20) {
-            0..6 => self.new_backup(),
-            6..9 => self.choose().map(|names| Task::Forget(names.into_iter().collect())),
-            9..13 => Some(Task::Prune(self.prune_options())),
+            0..8 => self.new_backup(),
+            8..10 => self.choose().map(|names| Task::Forget(names.into_iter().collect())),
+            10..13 => Some(Task::Prune(self.prune_options())),
             13 => self.choose_one().map(Task::Read),
             14 => self.choose_one().map(Task::Mount),
             _ => {
@@ -255,8 +269,12 @@ impl World {
         if self.random.below(5) > 0 {
             self.sources[host].change(&mut self.random);
         }
+        Some(self.backup_of(host))
+    }
+
+    fn backup_of(&mut self, host: usize) -> Task {
         let (folder, force) = (self.sources[host].path().to_owned(), self.random.below(10) == 0);
-        Some(Task::Backup { host, folder, force })
+        Task::Backup { host, folder, force }
     }
 
     fn choose(&mut self) -> Option<BTreeSet<SnapshotName>> {
@@ -275,7 +293,7 @@ impl World {
         if all.is_empty() { None } else { Some((*self.random.one(&all)).clone()) }
     }
 
-    fn start(&mut self, task: Task) {
+    fn start(&mut self, task: Task) -> usize {
         let number = self.gate.lock().parties.len();
         let skew = i64::try_from(self.random.below(SKEW_MS_MAX as u64 * 2)).unwrap() - SKEW_MS_MAX;
         let party = self.gate.join(format!("{} ({number})", task.name()), task.blocks(), skew);
@@ -285,6 +303,7 @@ impl World {
             self.meant.insert(party, (folder.clone(), self.sources[*host].model.clone()));
         }
         self.actors.push(Actor::start(&self.gate, sim, repo, task));
+        party
     }
 
     /// Lets time go by: as much as a writer may take between its last look and its snapshot.
