@@ -45,7 +45,7 @@ impl Source {
 
     /// Writes or removes some files, or makes all what they were once.
     pub(crate) fn change(&mut self, random: &mut Random) {
-        if random.below(2) == 0 {
+        if random.below(3) == 0 && !self.past.is_empty() {
             return self.go_back(random);
         }
         let mut next = self.holds.clone();
@@ -59,10 +59,11 @@ impl Source {
         self.become_as(next);
     }
 
-    /// Makes all files what they were once.
+    /// Makes all files what they were long ago, which nobody needs any more as a rule.
     pub(crate) fn go_back(&mut self, random: &mut Random) {
-        if !self.past.is_empty() {
-            self.become_as(random.one(&self.past).clone());
+        let old = &self.past[..self.past.len().div_ceil(2)];
+        if !old.is_empty() {
+            self.become_as(random.one(old).clone());
         }
     }
 

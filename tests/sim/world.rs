@@ -197,9 +197,8 @@ impl World {
                 self.run_alone(task)?;
             }
         }
-        if let Some(names) = self.choose() {
-            self.run_alone(Task::Forget(names.into_iter().collect()))?;
-        }
+        let names = self.all_but_the_last();
+        self.run_alone(Task::Forget(names))?;
         self.let_time_go(GRACE_MS + HOUR_MS);
         let options = self.prune_options();
         self.run_alone(Task::Prune(options))?;
@@ -281,6 +280,18 @@ impl World {
         let most = 1 + self.random.below(4);
         let chosen: BTreeSet<_> = self.snapshots.keys().copied().filter(|_| self.random.below(4) < most).collect();
         Some(chosen).filter(|chosen| !chosen.is_empty())
+    }
+
+    /// Returns all snapshots but the one that was put last of each source: what only they hold is there, and needed no more.
+    fn all_but_the_last(&self) -> Vec<SnapshotName> {
+        let mut last = BTreeMap::new();
+        for (name, snapshot) in &self.snapshots {
+            let put = (self.put_by[name], *name);
+            let newest = last.entry(&snapshot.looked.folder).or_insert(put);
+            *newest = put.max(*newest);
+        }
+        let is_last = |name: &SnapshotName| last.values().any(|(_, last)| last == name);
+        self.snapshots.keys().copied().filter(|name| !is_last(name)).collect()
     }
 
     fn prune_options(&mut self) -> PruneOptions {
