@@ -85,7 +85,8 @@ pub(crate) fn run(args: &PruneArgs, global: &Global, out: &mut Output) -> Result
         progress.clear();
         out.note(format_args!("waiting for {}", words(options.grace)));
         // A little longer: stores tell the time to the second.
-        kloset.runtime.block_on(tokio::time::sleep(options.grace + Duration::from_secs(2)));
+        let time = options.grace + Duration::from_secs(2);
+        kloset.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 }
 

@@ -221,6 +221,8 @@ async fn decide(
         looks += 1;
         match decide_once(repo, options, probe, progress).await {
             Err(RepoError::PruneAtWork) if looks < LOOKS_MAX => {}
+            // What another prune moved meanwhile looks like damage once.
+            Err(RepoError::Damaged { .. }) if looks == 1 => {}
             decided => return decided,
         }
     }

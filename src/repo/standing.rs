@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
+
 use super::Repo;
 use super::error::RepoError;
 use super::id::{PackId, RunId};
@@ -76,4 +78,48 @@ pub async fn named(repo: &Repo) -> Result<HashSet<PackId>, RepoError> {
     let take = |_, run: super::index::IndexRun| named.extend(run.packs.iter().map(|pack| pack.id));
     lookup::for_each_run((&repo.store, &repo.cached), &repo.keys, take).await?;
     Ok(named)
+}
+
+/// From a look at what awaits deletion to a put that relies on it there must be less than any grace period, a day as a rule:
+/// a machine may have slept.
+const LATE_MS: i64 = 6 * 3_600_000;
+
+/// Puts what relies on packs if `check` finds them standing; if the put was late, checks again, and takes it back.
+///
+/// # Errors
+/// What `check` says; [`RepoError::Store`].
+pub(super) async fn put_checked(
+    repo: &Repo,
+    name: &str,
+    object: Bytes,
+    check: impl AsyncFn() -> Result<(), RepoError>,
+) -> Result<(), RepoError> {
+    if repo.store.is_dry() {
+        return Ok(());
+    }
+    let looked_ms = repo.env.clock.unix_ms();
+    check().await?;
+    repo.store.put_new(name, object).await?;
+    if repo.env.clock.unix_ms().saturating_sub(looked_ms) < LATE_MS {
+        return Ok(());
+    }
+    let still = check().await;
+    if let Err(RepoError::Pruned(_)) = still {
+        repo.store.delete(name).await?;
+    }
+    still
+}
+
+/// Makes sure that packs of one session are there and stay, before an index run names them: a prune may have taken them
+/// for left over, and whoever finds a duplicate believes the run.
+///
+/// # Errors
+/// [`RepoError::Pruned`].
+pub(super) async fn stand(repo: &Repo, packs: &[PackId]) -> Result<(), RepoError> {
+    let Some(first) = packs.first() else { return Ok(()) };
+    let pending = lookup::load_pending(&repo.store, &repo.keys).await?;
+    let there = repo.store.list(&format!("{}/{}", layout::PACKS, first.session)).await?;
+    let there: HashSet<PackId> = there.iter().filter_map(|object| layout::parse_pack(&object.name)).collect();
+    let lost = packs.iter().filter(|pack| pending.contains(pack) || !there.contains(pack)).count();
+    if lost == 0 { Ok(()) } else { Err(RepoError::Pruned(lost)) }
 }

@@ -28,7 +28,7 @@ use super::pack::{
 };
 use super::places::Places;
 use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
-use super::standing::Standing;
+use super::standing::{self, Standing};
 use super::tree::{ChunkRef, Location, Page, Placed, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Job;
 use crate::store::{Store, StoreError};
@@ -519,7 +519,9 @@ impl Writer {
         let id = RunId(self.repo.env.entropy.bytes());
         let object = run.seal(&self.repo.keys.index_key(), self.repo.keys.kloset(), id, self.repo.env.entropy.bytes());
         self.counts.bytes_stored += object.len() as u64;
-        self.runtime.block_on(self.repo.store.put_new(&layout::run_name(id), object.into()))?;
+        let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
+        let stand = async || standing::stand(&self.repo, &packs).await;
+        self.runtime.block_on(standing::put_checked(&self.repo, &layout::run_name(id), object.into(), stand))?;
         self.runs.push(id);
         Ok(())
     }

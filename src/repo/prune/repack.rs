@@ -308,7 +308,7 @@ impl<'a> Repacker<'a> {
         }
         let run = std::mem::take(&mut self.run);
         if !run.packs.is_empty() {
-            super::runs::put_run(self.repo, run).await?;
+            super::runs::put_new(self.repo, run).await?;
         }
         let moved = std::mem::take(&mut self.moved);
         let (repo, look) = (self.repo, self.look);

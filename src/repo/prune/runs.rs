@@ -7,11 +7,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::super::Repo;
+use bytes::Bytes;
+
 use super::super::error::RepoError;
 use super::super::id::{PackId, RunId};
 use super::super::index::{IndexEntry, IndexRun, RUN_ENTRIES_MAX};
 use super::super::layout;
 use super::super::lookup;
+use super::super::standing;
 use super::PruneOptions;
 use super::look::{Look, Run};
 
@@ -122,14 +125,27 @@ async fn listed(repo: &Repo) -> Result<Vec<(RunId, u64)>, RepoError> {
     Ok(objects.iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.bytes))).collect())
 }
 
-/// Puts a run.
-pub(super) async fn put_run(repo: &Repo, mut run: IndexRun) -> Result<RunId, RepoError> {
-    let id = RunId(repo.env.entropy.bytes());
-    let nonce = repo.env.entropy.bytes();
-    let keys = repo.keys.clone();
-    let object = repo.cpu.run(move || run.seal(&keys.index_key(), keys.kloset(), id, nonce)).await;
-    repo.store.put_new(&layout::run_name(id), object.into()).await?;
+async fn put_run(repo: &Repo, run: IndexRun) -> Result<RunId, RepoError> {
+    let (id, object) = seal(repo, run).await;
+    repo.store.put_new(&layout::run_name(id), object).await?;
     Ok(id)
+}
+
+/// Puts a run that names new packs of one session.
+pub(super) async fn put_new(repo: &Repo, run: IndexRun) -> Result<(), RepoError> {
+    let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
+    let (id, object) = seal(repo, run).await;
+    let stand = async || standing::stand(repo, &packs).await;
+    match standing::put_checked(repo, &layout::run_name(id), object, stand).await {
+        Err(RepoError::Pruned(_)) => Err(RepoError::PruneAtWork),
+        put => put,
+    }
+}
+
+async fn seal(repo: &Repo, mut run: IndexRun) -> (RunId, Bytes) {
+    let (id, nonce) = (RunId(repo.env.entropy.bytes()), repo.env.entropy.bytes());
+    let keys = repo.keys.clone();
+    (id, repo.cpu.run(move || run.seal(&keys.index_key(), keys.kloset(), id, nonce)).await.into())
 }
 
 /// Runs being joined.

@@ -93,7 +93,7 @@ pub(super) async fn walk(repo: &Repo, look: &mut Look, progress: Progress<'_>) -
 
 async fn fetch(repo: &Repo, id: PackId) -> Result<Bytes, RepoError> {
     match repo.store.get(&id.to_string(), PACK_BYTES_MAX).await {
-        Err(StoreError::NotFound { .. }) => Err(RepoError::damaged(id, "gone since it was listed")),
+        Err(StoreError::NotFound { .. }) => Err(RepoError::PruneAtWork), // it was there when it was listed
         Err(StoreError::TooLarge { .. }) => Err(RepoError::damaged(id, "longer than a pack can be")),
         content => Ok(content?),
     }

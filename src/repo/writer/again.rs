@@ -1,6 +1,6 @@
 //! The last look before a snapshot is put: is all that it refers to there, and does it stay?
 //!
-//! Two listings as a rule, and that of the session's own packs if it put any (`docs/format.md`, "A writer against prune").
+//! Two listings as a rule (`docs/format.md`, "A writer against prune").
 
 use std::collections::HashSet;
 
@@ -15,27 +15,10 @@ use super::Writer;
 /// Memory of the reader that looks into pages of chunks that were taken over.
 const LISTS_READER_BYTES: usize = 16 << 20;
 
-/// From the look to the snapshot there must be less than any grace period, a day as a rule: a machine may have slept.
-const LATE_MS: i64 = 6 * 3_600_000;
-
 impl Writer {
-    /// Looks again and puts the snapshot; if that took too long, looks once more, and takes it back if something is gone.
+    /// Puts the snapshot if all that it refers to is there and stays.
     pub(super) async fn put_snapshot(&self, name: &str, object: Bytes) -> Result<(), RepoError> {
-        let Repo { store, env, .. } = &self.repo;
-        if store.is_dry() {
-            return Ok(());
-        }
-        let looked_ms = env.clock.unix_ms();
-        self.look_again().await?;
-        store.put_new(name, object).await?;
-        if env.clock.unix_ms().saturating_sub(looked_ms) < LATE_MS {
-            return Ok(());
-        }
-        let still = self.look_again().await;
-        if let Err(RepoError::Pruned(_)) = still {
-            store.delete(name).await?;
-        }
-        still
+        standing::put_checked(&self.repo, name, object, async || self.look_again().await).await
     }
 
     /// Makes sure that all that the snapshot refers to is there and stays, in the order that `docs/format.md` says, "A writer
@@ -54,13 +37,6 @@ impl Writer {
         if is_index_gone {
             let named = standing::named(&self.repo).await?;
             lost.extend(used.iter().filter(|pack| !named.contains(pack)));
-        }
-        // A prune may have taken what was put here for left over, before an index run named it.
-        if self.packs_begun > 0 {
-            let there = store.list(&format!("{}/{}", layout::PACKS, self.session)).await?;
-            let there: HashSet<PackId> = there.iter().filter_map(|object| layout::parse_pack(&object.name)).collect();
-            let own = used.iter().filter(|pack| pack.session == self.session);
-            lost.extend(own.filter(|pack| !there.contains(pack)));
         }
         if lost.is_empty() { Ok(()) } else { Err(RepoError::Pruned(lost.len())) }
     }
