@@ -189,7 +189,7 @@ impl World {
     }
 
     /// Comes, one thing after another and undisturbed, to where a prune deletes packs that another marked, and falls asleep
-    /// in the middle of that; then what it deletes is backed up again.
+    /// in the middle of that; what it deletes is backed up again, perhaps by one that began before and slept all the time.
     fn warm_up(&mut self) -> Result<(), String> {
         self.gate.lock().rates = Rates::default();
         for _ in 0..3 + self.random.below(4) {
@@ -199,36 +199,59 @@ impl World {
         }
         let names = self.all_but_the_last();
         self.run_alone(Task::Forget(names))?;
+        if let Some(task) = self.old_backup(0).filter(|_| self.random.below(2) == 0) {
+            self.run_to_sleep(task, 0)?;
+        }
         self.let_time_go(GRACE_MS + HOUR_MS);
         let options = self.prune_options();
         self.run_alone(Task::Prune(options))?;
         self.let_time_go(GRACE_MS + HOUR_MS);
         let options = self.prune_options();
-        let party = self.start(Task::Prune(options));
-        self.gate.lock().parties[party].sleeps_after = Some(self.random.below(CHANGES_MAX));
-        while !self.actors.is_empty() && self.gate.lock().parties[party].sleeps_after.is_some() {
-            self.rest()?;
-        }
+        let changes = self.random.below(CHANGES_MAX);
+        self.run_to_sleep(Task::Prune(options), changes)?;
         for host in 0..self.sources.len() {
-            self.sources[host].go_back(&mut self.random);
-            let task = self.backup_of(host);
-            self.start(task);
+            if let Some(task) = self.old_backup(host) {
+                self.start(task);
+            }
         }
         Ok(())
     }
 
+    /// Returns a backup of what a source was long ago, unless another is under way.
+    fn old_backup(&mut self, host: usize) -> Option<Task> {
+        if self.is_busy(host) {
+            return None;
+        }
+        self.sources[host].go_back(&mut self.random);
+        Some(self.backup_of(host))
+    }
+
     fn run_alone(&mut self, task: Task) -> Result<(), String> {
-        self.start(task);
-        self.finish_all()
+        let party = self.start(task);
+        self.rest_while(|world| world.actors.iter().any(|actor| actor.party == party))
+    }
+
+    /// Begins something, and waits until it falls asleep after so many changes, or is over.
+    fn run_to_sleep(&mut self, task: Task, changes: u64) -> Result<(), String> {
+        let party = self.start(task);
+        self.gate.lock().parties[party].sleeps_after = Some(changes);
+        self.rest_while(|world| {
+            let is_awake = world.gate.lock().parties[party].sleeps_after.is_some();
+            is_awake && world.actors.iter().any(|actor| actor.party == party)
+        })
+    }
+
+    fn rest_while(&mut self, holds: impl Fn(&Self) -> bool) -> Result<(), String> {
+        while holds(self) {
+            self.rest()?;
+        }
+        Ok(())
     }
 
     /// Waits for everybody, and begins nothing.
     fn finish_all(&mut self) -> Result<(), String> {
         self.gate.lock().rates.director = 0;
-        while !self.actors.is_empty() {
-            self.rest()?;
-        }
-        Ok(())
+        self.rest_while(|world| !world.actors.is_empty())
     }
 
     /// Lets others go on until something changed or the director's turn has come, and looks at it.
@@ -261,14 +284,17 @@ impl World {
 
     fn new_backup(&mut self) -> Option<Task> {
         let host = usize::try_from(self.random.below(2)).unwrap();
-        let is_busy = |actor: &Actor| matches!(actor.task, Task::Backup { host: other, .. } if other == host);
-        if self.actors.iter().any(is_busy) || self.actors.len() >= ACTORS_MAX {
+        if self.is_busy(host) || self.actors.len() >= ACTORS_MAX {
             return None;
         }
         if self.random.below(5) > 0 {
             self.sources[host].change(&mut self.random);
         }
         Some(self.backup_of(host))
+    }
+
+    fn is_busy(&self, host: usize) -> bool {
+        self.actors.iter().any(|actor| matches!(actor.task, Task::Backup { host: other, .. } if other == host))
     }
 
     fn backup_of(&mut self, host: usize) -> Task {
