@@ -97,10 +97,10 @@ pub(super) async fn put_checked(
     if repo.store.is_dry() {
         return Ok(());
     }
-    let looked_ms = repo.env.clock.unix_ms();
+    let looked_ms = repo.env.clock.glance_unix_ms();
     check().await?;
     repo.store.put_new(name, object).await?;
-    if repo.env.clock.unix_ms().saturating_sub(looked_ms) < LATE_MS {
+    if repo.env.clock.glance_unix_ms().saturating_sub(looked_ms) < LATE_MS {
         return Ok(());
     }
     let still = check().await;

@@ -1,6 +1,6 @@
 //! Which chunks the snapshots need, and in which packs: a compact set.
 //!
-//! It takes 15 bytes a chunk, and a quarter more while it grows: ten million chunks take under 200 MB. Ids are kept to 12
+//! It takes 15 bytes a chunk, and up to 22 while it grows: ten million chunks take at most 220 MB. Ids are kept to 12
 //! bytes; they are keyed hashes, so nobody can choose them, and among 10^8 chunks the chance that two agree is 10^-13.
 
 use super::super::id::ChunkId;
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_was_noted_is_there_in_its_pack_and_nothing_else_is() {
-        const CHUNKS: u32 = 300_000;
+        const CHUNKS: u32 = 100_000;
         let mut needed = Needed::default();
         for n in (0..CHUNKS).chain(0..CHUNKS / 3) {
             needed.insert(id(n), n % 7);
@@ -116,11 +116,10 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_takes_less_than_20_bytes() {
+    fn a_chunk_takes_22_bytes_at_most() {
         let mut needed = Needed::default();
         (0..1_000_000).for_each(|n| needed.insert(id(n), n));
-        needed.settle();
         let bytes: usize = needed.0.iter().map(|s| (s.sorted.capacity() + s.fresh.capacity()) * size_of::<Row>()).sum();
-        assert!(bytes < 20_000_000, "{bytes}");
+        assert!(bytes < 22_000_000, "{bytes}");
     }
 }
