@@ -103,14 +103,14 @@ fn the_reader_of_imports_sees_them_all() {
 
 #[test]
 fn every_file_says_first_what_it_is() {
-    for (file, content) in [sources("src"), sources("tests/it")].concat() {
+    for (file, content) in [sources("src"), sources("tests")].concat() {
         assert!(content.starts_with("//! "), "{} does not begin with //!", file.display());
     }
 }
 
 #[test]
 fn no_file_is_long() {
-    for (file, content) in [sources("src"), sources("tests/it")].concat() {
+    for (file, content) in [sources("src"), sources("tests")].concat() {
         let lines = content.lines().count();
         assert!(lines <= LINES_MAX, "{} has {lines} lines, more than {LINES_MAX}", file.display());
     }
@@ -133,7 +133,12 @@ fn only_the_command_line_prints() {
 
 #[test]
 fn every_test_file_is_listed() {
-    for (folder, list) in [("tests/it", "tests/it/main.rs"), ("tests/it/support", "tests/it/support/mod.rs")] {
+    let lists = [
+        ("tests/it", "tests/it/main.rs"),
+        ("tests/it/support", "tests/it/support/mod.rs"),
+        ("tests/sim", "tests/sim/main.rs"),
+    ];
+    for (folder, list) in lists {
         let listed = fs::read_to_string(root().join(list)).unwrap();
         for (file, _) in sources(folder) {
             let name = file.file_stem().unwrap().to_str().unwrap();
