@@ -482,7 +482,11 @@ impl World {
     }
 
     fn check_all(&self) -> Result<(), String> {
-        let report = self.runtime.block_on(check(&self.repo, CheckOptions { read_data: true, ..CheckOptions::default() }, &|_| {}));
+        let report = self.runtime.block_on(check(
+            &self.repo,
+            CheckOptions { read_data: true, ..CheckOptions::default() },
+            &|_| {},
+        ));
         let damaged = report.map_err(|error| format!("the check fails: {error}"))?.damaged;
         if damaged.is_empty() { Ok(()) } else { Err(format!("{damaged:#?}")) }
     }
