@@ -237,6 +237,7 @@ impl Store {
         if self.puts_whole {
             limit::pass(&self.limits.up, content.len()).await;
         }
+        let mut have_met = false;
         loop {
             let plain = self.plain_puts.load(Ordering::Relaxed);
             if plain && let Some(same) = self.holds(name, content).await? {
@@ -247,11 +248,12 @@ impl Store {
             match self.inner.put_opts(path, content.clone().into(), options).await {
                 Ok(_) => return Ok(()),
                 Err(object_store::Error::AlreadyExists { .. }) => {
-                    return match self.holds(name, content).await? {
-                        Some(true) => Ok(()),
-                        Some(false) => Err(self.taken(name)),
-                        None => Err(self.contested(name)),
-                    };
+                    match self.holds(name, content).await? {
+                        Some(true) => return Ok(()),
+                        Some(false) => return Err(self.taken(name)),
+                        None if have_met => return Err(self.contested(name)),
+                        None => have_met = true, // two puts met and neither won: once more
+                    }
                 }
                 Err(error) if !plain && refuses_condition(&error) => {
                     tracing::debug!(store = %self.description, "no create-if-absent, putting plainly");

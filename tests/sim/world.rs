@@ -14,6 +14,7 @@ use kloset_mount::repo::check::{CheckOptions, check};
 use kloset_mount::repo::header::ChunkerSettings;
 use kloset_mount::repo::keyslot::SlotSecret;
 use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::lookup::load_pending;
 use kloset_mount::repo::prune::PruneOptions;
 use kloset_mount::repo::{CreateOptions, Repo};
 use kloset_mount::store::Store;
@@ -478,7 +479,12 @@ impl World {
         self.check()?;
         let is_asked = |name: &String| self.snapshots.values().any(|s| s.asked.iter().any(|a| a.names.contains(name)));
         let names = |folder| self.gate.lock().bucket.names(folder);
-        Ok([names("pending/"), names("packs/")].concat().into_iter().find(|name| !is_asked(name)))
+        // What was marked and is needed all the same stays marked: a list that holds nothing else may stay.
+        let marked = self.runtime.block_on(load_pending(&self.repo.store, &self.repo.keys));
+        let marked = marked.map_err(|error| format!("the pending lists cannot be read: {error}"))?;
+        let may_stay = !marked.is_empty() && marked.iter().all(|pack| is_asked(&pack.to_string()));
+        let lists = if may_stay { Vec::new() } else { names("pending/") };
+        Ok([lists, names("packs/")].concat().into_iter().find(|name| !is_asked(name)))
     }
 
     fn check_all(&self) -> Result<(), String> {
