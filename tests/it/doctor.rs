@@ -60,6 +60,7 @@ fn a_server_without_peculiarities_is_found_good_in_few_requests_and_left_as_it_w
         check(&report, what, Verdict::Ok, "");
     }
     check(&report, "create-if-absent", Verdict::Ok, "enforced");
+    check(&report, "versions", Verdict::Note, "none are kept");
     check(&report, "object lock", Verdict::Note, "");
     assert!(report.holds() && report.left.is_empty(), "{report:#?}");
     assert!((18..=30).contains(&report.requests), "{}", report.requests);

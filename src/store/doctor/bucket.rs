@@ -68,7 +68,7 @@ impl Trial<'_> {
         };
         self.reading(report, &key, (&first, &second), condition).await;
         self.ranges(report, &key).await;
-        let other = self.key("probe 2 +&é");
+        let other = self.key("second");
         if let Err(error) = self.write(&other, &second).await {
             report.fail("writing", error.to_string());
         }
