@@ -194,6 +194,9 @@ fn the_program_ends_with_13_where_a_kloset_does_not_work_and_writes_nothing() {
     let (out, _) = case.run(&["store", "doctor", "s3", "--write"], 13);
     assert!(out.contains("fail  bucket") && out.contains("does not work here"), "{out}");
     assert_eq!(case.config(), before);
+    // With TLS put right, it is what fails then that is told.
+    case.run(&["store", "set", "s3", "use_tls", "true"], 0);
+    assert!(case.run(&["store", "doctor", "s3"], 13).0.contains("fail  bucket"));
     let (_, err) = case.run(&["store", "doctor", "--write", "-r", &at], 2);
     assert!(err.contains("--write takes a repository of the config"), "{err}");
     let folder = case.home.path().join("folder");
