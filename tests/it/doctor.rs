@@ -60,6 +60,7 @@ fn a_server_without_peculiarities_is_found_good_in_few_requests_and_left_as_it_w
         check(&report, what, Verdict::Ok, "");
     }
     check(&report, "create-if-absent", Verdict::Ok, "enforced");
+    check(&report, "versions", Verdict::Note, "none are kept");
     check(&report, "object lock", Verdict::Note, "");
     assert!(report.holds() && report.left.is_empty(), "{report:#?}");
     assert!((18..=30).contains(&report.requests), "{}", report.requests);
@@ -79,12 +80,8 @@ fn each_peculiarity_of_a_server_is_told_and_is_no_failure() {
     check(&report, "create-if-absent", Verdict::Note, "puts look first");
     assert!(report.holds(), "{report:#?}");
 
-    let report = of(&Quirky::serve(Quirks { skew_seconds: 300, ..plain }));
+    let report = of(&Quirky::serve(Quirks { page_keys: Some(2), refuses_trailers: true, wrong_etags: true, ..plain }));
     assert!(report.holds(), "{report:#?}");
-
-    for quirks in [Quirks { page_keys: Some(2), ..plain }, Quirks { refuses_trailers: true, ..plain }] {
-        assert!(of(&Quirky::serve(quirks)).holds(), "{quirks:?}");
-    }
 }
 
 #[test]
@@ -95,7 +92,7 @@ fn a_server_that_does_not_work_is_told_with_what_to_do() {
 
     let server = Quirky::serve(Quirks::default());
     let unknown = S3Options { access_key: Some("X".to_owned()), ..server.options() };
-    check(&diagnosed(&server.location(), &unknown), "listing", Verdict::Fail, "check access_key");
+    check(&diagnosed(&server.location(), &unknown), "listing", Verdict::Fail, "check the keys");
     let none = format!("s3://127.0.0.1:{}/none", server.port).parse().unwrap();
     check(&diagnosed(&none, &server.options()), "bucket", Verdict::Fail, "the bucket does not exist");
     check(
@@ -197,6 +194,9 @@ fn the_program_ends_with_13_where_a_kloset_does_not_work_and_writes_nothing() {
     let (out, _) = case.run(&["store", "doctor", "s3", "--write"], 13);
     assert!(out.contains("fail  bucket") && out.contains("does not work here"), "{out}");
     assert_eq!(case.config(), before);
+    // With TLS put right, it is what fails then that is told.
+    case.run(&["store", "set", "s3", "use_tls", "true"], 0);
+    assert!(case.run(&["store", "doctor", "s3"], 13).0.contains("fail  bucket"));
     let (_, err) = case.run(&["store", "doctor", "--write", "-r", &at], 2);
     assert!(err.contains("--write takes a repository of the config"), "{err}");
     let folder = case.home.path().join("folder");
@@ -247,6 +247,7 @@ fn a_bucket_with_object_lock_that_wants_digests_gets_them_after_one_refusal() {
     let puts: Vec<_> = guard.asked().into_iter().filter(|asked| asked.method == "PUT").collect();
     let with: Vec<_> = puts.iter().map(|put| !put.header("content-md5").is_empty()).collect();
     assert_eq!(with, [false, true, true, false, true]);
+    // What is put there by the trial goes along with digests, too.
     let report = diagnosed(&location, &options());
     check(&report, "object lock", Verdict::Ok, "COMPLIANCE for 30 days");
     check(&report, "deleting", Verdict::Note, "not with this key");

@@ -68,7 +68,7 @@ impl Trial<'_> {
         };
         self.reading(report, &key, (&first, &second), condition).await;
         self.ranges(report, &key).await;
-        let other = self.key("probe 2 +&é");
+        let other = self.key("second");
         if let Err(error) = self.write(&other, &second).await {
             report.fail("writing", error.to_string());
         }
@@ -190,10 +190,7 @@ impl Trial<'_> {
             self.put.iter().map(|(key, content)| (key.clone(), content.len() as u64)).collect();
         match found == expected {
             true => report.ok("listing", "complete at once, over several pages"),
-            false => report.fail(
-                "listing",
-                format!("of {} objects that were just put, {} are listed", expected.len(), found.len()),
-            ),
+            false => report.fail("listing", format!("{expected:?} was put, and listed is {found:?}")),
         }
     }
 

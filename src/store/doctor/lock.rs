@@ -17,11 +17,13 @@ const NOT_KNOWN: &[u16] = &[400, 403, 404, 405];
 pub(super) async fn examine(report: &mut Report, bucket: &Bucket, key: &str, put: &HeaderMap) {
     let text =
         |headers: &HeaderMap, name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let has_versions = text(put, "x-amz-version-id").is_some_and(|version| version != "null");
-    match has_versions {
-        true => report
+    // There are servers that name versions and keep none: the header alone says nothing.
+    let names_version = text(put, "x-amz-version-id").is_some_and(|version| version != "null");
+    match rules(bucket, "versioning").await.ok().flatten() {
+        Some(rules) if rules.contains("<Status>Enabled</Status>") => report
             .ok("versions", "kept: what is deleted or overwritten can be had back until a rule of the bucket ends it"),
-        false => report.note("versions", "none are kept: what a key deletes is gone, see docs/ransomware.md"),
+        None if names_version => report.note("versions", "said to be kept, which this key may not look up"),
+        _ => report.note("versions", "none are kept: what a key deletes is gone, see docs/ransomware.md"),
     }
     let head = Request { expects: NOT_KNOWN, ..Request::new(Method::HEAD, key) };
     let head = bucket.send("reading", key, &head).await;
@@ -33,16 +35,16 @@ pub(super) async fn examine(report: &mut Report, bucket: &Bucket, key: &str, put
         report.ok("object lock", format!("{mode} until {until}, for what is put now"));
         return;
     }
-    match rules(bucket).await {
+    match rules(bucket, "object-lock").await {
         Ok(Some(rules)) => judge(report, &rules),
         Ok(None) => report.note("object lock", "none, or not to be seen by this key"),
         Err(error) => report.note("object lock", format!("not known: {error}")),
     }
 }
 
-/// Reads the bucket's rules of object lock; `None` where there are none to be seen.
-async fn rules(bucket: &Bucket) -> Result<Option<String>, StoreError> {
-    let query = vec![("object-lock", String::new())];
+/// Reads the bucket's rules of a kind; `None` where there are none to be seen.
+async fn rules(bucket: &Bucket, kind: &'static str) -> Result<Option<String>, StoreError> {
+    let query = vec![(kind, String::new())];
     let request =
         Request { key: None, query, bytes_max: RULES_BYTES_MAX, expects: NOT_KNOWN, ..Request::new(Method::GET, "") };
     let reply = bucket.send("reading the rules of", "", &request).await?;

@@ -43,7 +43,8 @@ pub(super) async fn reach(
             Err(error @ StoreError::Misconfigured { .. }) => return Err(error),
             Err(error) => match other_way(location, &options, &error) {
                 Some(other) if number < TRIES_MAX => {
-                    first_failure.get_or_insert(error);
+                    // TLS that was put right gets on: what fails then is another failure. An addressing only was a guess.
+                    first_failure = (other.use_tls == options.use_tls).then_some(error);
                     options = other;
                 }
                 _ => {
