@@ -171,7 +171,7 @@ impl Trial<'_> {
             Ok(None) => report.ok("ranges", "parts of an object come as they were asked for"),
             Ok(Some(_)) => report.note("ranges", "they work, but one behind the end is not refused"),
             Err(error) => {
-                report.note("ranges", format!("they work, but of one behind the end the store says: {error}"))
+                report.note("ranges", format!("they work, but of one behind the end the store says: {error}"));
             }
         }
     }
@@ -236,7 +236,7 @@ impl Trial<'_> {
             }
             Ok(_) => report.fail("throughput", "an object of 16 MiB did not come back as it was put"),
             Err(error) => {
-                report.fail("throughput", format!("an object of 16 MiB, as packs are, did not come: {error}"))
+                report.fail("throughput", format!("an object of 16 MiB, as packs are, did not come: {error}"));
             }
         }
     }

@@ -39,7 +39,7 @@ async fn objects(report: &mut Report, store: &Store, name: &str, env: &Env) {
         Err(StoreError::AlreadyExists { .. }) => report.ok(what, "enforced: what is there is not overwritten"),
         Err(error) => report.note(what, format!("a second put failed: {error}")),
         Ok(()) => {
-            report.note(what, "not enforced: a kloset is safe all the same, since no two writers choose one name")
+            report.note(what, "not enforced: a kloset is safe all the same, since no two writers choose one name");
         }
     }
     match store.get(&probe, PROBE_BYTES as u64).await {
@@ -49,7 +49,7 @@ async fn objects(report: &mut Report, store: &Store, name: &str, env: &Env) {
     }
     match store.get_range(&probe, 16..48).await {
         Ok(part) if part == first.slice(16..48) => {
-            report.ok("ranges", "parts of an object come as they were asked for")
+            report.ok("ranges", "parts of an object come as they were asked for");
         }
         Ok(_) => report.fail("ranges", "a range is not what was asked for"),
         Err(error) => report.fail("ranges", error.to_string()),

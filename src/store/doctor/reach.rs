@@ -110,7 +110,7 @@ fn tell_way(report: &mut Report, location: &StoreLocation, options: &S3Options, 
         (true, false) => report.note("TLS", "the certificate is not looked at: name its authority (ca_file) instead"),
         (false, _) if s3::is_loopback(host) => report.ok("TLS", "none, on this machine"),
         (false, _) => {
-            report.note("TLS", "none: all on the way see when what is read; set use_tls to true if it has it")
+            report.note("TLS", "none: all on the way see when what is read; set use_tls to true if it has it");
         }
     }
     let said = s3::region_of(host, options);
