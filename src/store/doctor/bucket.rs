@@ -25,6 +25,8 @@ struct Trial<'a> {
     env: &'a Env,
     /// What is there, by key, as far as we know.
     put: BTreeMap<String, Bytes>,
+    /// The store does not know the condition of a new object: it is asked without, as a kloset does.
+    is_plain: bool,
 }
 
 /// What became of a put that asks for a new object.
@@ -41,7 +43,7 @@ enum Created {
 /// Finds out what a bucket does, and leaves it as it was, as far as that is allowed.
 pub(super) async fn examine(report: &mut Report, bucket: Bucket, env: &Env) {
     let before = bucket.counts().http_requests;
-    let mut trial = Trial { bucket, env, put: BTreeMap::new() };
+    let mut trial = Trial { bucket, env, put: BTreeMap::new(), is_plain: false };
     trial.objects(report).await;
     trial.clean(report).await;
     report.requests += trial.bucket.counts().http_requests - before;
@@ -84,10 +86,12 @@ impl Trial<'_> {
 
     /// Puts a new object; `false` if the store did not know the condition and was asked without.
     async fn write(&mut self, key: &str, content: &Bytes) -> Result<(bool, HeaderMap), StoreError> {
-        match self.create(key, content).await? {
+        let created = if self.is_plain { Created::Refused } else { self.create(key, content).await? };
+        match created {
             Created::Done(headers) => Ok((true, headers)),
             // What is new cannot be there: it is the store that does not know what it says.
             Created::Refused | Created::Exists => {
+                self.is_plain = true;
                 let headers = self.put(key, content, HeaderMap::new(), &[]).await?.1;
                 Ok((false, headers))
             }
