@@ -151,7 +151,7 @@ fn tell_plan(plan: &PrunePlan, options: &PruneOptions, out: &mut Output) -> Resu
     ))?;
     for (amount, what) in [
         (plan.delete, "to delete: marked long enough ago and not needed"),
-        (plan.spare, "to spare: marked and needed, and stays so"),
+        (plan.spare, "to spare: marked, and needed after all"),
         (plan.waiting, "marked not long enough ago"),
         (plan.mark, "to mark: not needed"),
         (plan.repack, "to write anew and mark: needed in part, or small"),

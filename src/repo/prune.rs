@@ -22,8 +22,9 @@ use super::id::{PackId, PendingId};
 use super::index::IndexRun;
 use super::layout;
 use super::moved;
+use super::pack::{self, PACK_BYTES_MAX};
 use super::pending::PendingList;
-use crate::store::StoreCounts;
+use crate::store::{StoreCounts, StoreError};
 use choose::Choice;
 use look::{Look, Mark};
 use walk::Moves;
@@ -119,7 +120,7 @@ pub struct PrunePlan {
     pub total: Amount,
     /// Marked long enough ago and not needed: to be deleted.
     pub delete: Amount,
-    /// Marked long enough ago, and needed: to be marked anew, not deleted.
+    /// Marked long enough ago, and needed: not to be deleted.
     pub spare: Amount,
     /// Marked not long enough ago, and not needed.
     pub waiting: Amount,
@@ -196,8 +197,7 @@ pub async fn apply(repo: &Repo, options: &PruneOptions, progress: Progress<'_>) 
     repo.store.delete_all(&names).await?;
     let moved: Vec<_> = moved_gone.iter().map(|id| layout::moved_name(*id)).collect();
     repo.store.delete_all(&moved).await?;
-    // What is spared stays marked: it may be damaged, and no writer is to rely on it.
-    mark(repo, choice.spare.iter().map(|place| look.packs.at(*place).id).collect()).await?;
+    mark(repo, damaged(repo, &look, &choice.spare).await?).await?;
     let lists: Vec<_> = look.lists.iter().filter(|l| l.is_due).map(|l| layout::pending_name(l.id)).collect();
     repo.store.delete_all(&lists).await?;
     progress(Stage::Delete, plan.delete.packs, plan.delete.packs);
@@ -205,6 +205,24 @@ pub async fn apply(repo: &Repo, options: &PruneOptions, progress: Progress<'_>) 
     let repacked = repack::repack(repo, &look, &choice.repack, options, progress).await?;
     let marked = choice.mark.len() as u64 + repacked.packs;
     Ok(PruneReport { plan, deleted: plan.delete, marked, repacked })
+}
+
+/// Returns those of the spared packs that are damaged: a repair marked them, and no writer is to rely on them. The others
+/// count as any pack again, or two that hold the same would spare each other for ever.
+async fn damaged(repo: &Repo, look: &Look, spared: &[u32]) -> Result<Vec<PackId>, RepoError> {
+    let mut damaged = Vec::new();
+    for place in spared {
+        let id = look.packs.at(*place).id;
+        let is_whole = match repo.store.get(&id.to_string(), PACK_BYTES_MAX).await {
+            Ok(content) => repo.cpu.run(move || pack::verify_digest(&content).is_ok()).await,
+            Err(StoreError::NotFound { .. } | StoreError::TooLarge { .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if !is_whole {
+            damaged.push(id);
+        }
+    }
+    Ok(damaged)
 }
 
 /// Returns the kloset as the store has it, if it can be read.
@@ -298,7 +316,7 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
 fn requests(look: &Look, plan: &PrunePlan, (before, after): (&StoreCounts, &StoreCounts)) -> Requests {
     let due = look.lists.iter().filter(|list| list.is_due).count() as u64;
     let lists_put = [plan.mark, plan.spare, plan.repack].iter().filter(|amount| amount.packs > 0).count() as u64;
-    let new_packs = plan.repack_bytes_written.div_ceil(super::pack::DATA_PACK_BYTES as u64);
+    let new_packs = plan.repack_bytes_written.div_ceil(pack::DATA_PACK_BYTES as u64);
     Requests {
         lists: after.lists - before.lists + u64::from(plan.runs.1 > 0) + u64::from(plan.delete.packs > 0),
         gets: after.gets - before.gets + plan.repack.packs,
