@@ -162,10 +162,11 @@ fn a_first_backup_killed_at_any_moment_goes_on_with_what_is_listed() {
             eprintln!("chain {chain}: {now} files are listed after {wait:?} of about {whole:?}");
             assert!(now >= listed, "{listed} files were listed before");
             listed = now;
-            if !running {
+            killed += u64::from(running);
+            // Enough to go on with, and enough left to do.
+            if !running || listed > SMALL_FILES / 4 {
                 break;
             }
-            killed += 1;
         }
         let is_done = !home.open().snapshots().unwrap().is_empty();
         let (resumed, read) = resume(&home, &backup);
@@ -176,7 +177,7 @@ fn a_first_backup_killed_at_any_moment_goes_on_with_what_is_listed() {
         }
         assert_saved(&home, &source);
     }
-    assert!(killed >= 8 && went_on >= 1, "only {killed} backups were killed, and {went_on} went on");
+    assert!(killed >= 2 && went_on >= 1, "only {killed} backups were killed, and {went_on} went on");
 }
 
 #[test]
