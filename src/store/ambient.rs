@@ -55,6 +55,9 @@ pub(crate) struct AmbientKeys {
     pub(crate) from: String,
 }
 
+/// What the metadata service of an instance is called.
+const INSTANCE: &str = "instance metadata";
+
 impl Ambient {
     /// Looks in all places until there are keys.
     pub(crate) async fn look(&self, client: &ClientOptions) -> Result<AmbientKeys, KeysError> {
@@ -69,14 +72,15 @@ impl Ambient {
                     };
                     return Ok(AmbientKeys { pair, ends_unix_ms: found.expiry().and_then(unix_ms), from: place });
                 }
-                Err(none @ CredentialsError::CredentialsNotLoaded(_)) => {
+                // The last place: who does not answer there is not there, whatever the crate calls it.
+                Err(none) if place == INSTANCE || matches!(none, CredentialsError::CredentialsNotLoaded(_)) => {
                     looked.push(format!("{place} ({})", brief(&none)));
                 }
                 Err(error) => return Err(KeysError(format!("there are no keys from {place}: {}", brief(&error)))),
             }
         }
         if self.profile.is_none() && !self.asks_instance {
-            looked.push("not asked: instance metadata".to_owned());
+            looked.push(format!("not asked: {INSTANCE}"));
         }
         Err(KeysError(format!(
             "there are no keys: `kloset-mount config repository set NAME access_key KEY` and `... secret_access_key -`, \
@@ -110,7 +114,7 @@ impl Ambient {
                 .operation_timeout(INSTANCE_WAIT)
                 .operation_attempt_timeout(INSTANCE_WAIT);
             let instance = ImdsCredentialsProvider::builder().configure(&conf).imds_client(asked.build());
-            places.push(("instance metadata".to_owned(), shared(instance.build())));
+            places.push((INSTANCE.to_owned(), shared(instance.build())));
         }
         Ok(places)
     }
