@@ -55,8 +55,6 @@ pub(crate) struct Counts {
     pub(crate) read_whole: u64,
     pub(crate) packs_deleted: u64,
     pub(crate) steps: u64,
-    /// Seeds after which prunes did not come to an end: nothing is lost, but some space stays taken.
-    pub(crate) unsettled: u64,
 }
 
 impl Counts {
@@ -68,12 +66,11 @@ impl Counts {
         self.read_whole += other.read_whole;
         self.packs_deleted += other.packs_deleted;
         self.steps += other.steps;
-        self.unsettled += other.unsettled;
     }
 
     /// Fails if something that the simulation is for never happened.
     pub(crate) fn assert_all_happened(&self) {
-        let Self { committed, forgotten, begun_again, failed, read_whole, packs_deleted, steps, unsettled: _ } = *self;
+        let Self { committed, forgotten, begun_again, failed, read_whole, packs_deleted, steps } = *self;
         for count in [committed, forgotten, begun_again, failed, read_whole, packs_deleted, steps] {
             assert!(count > 0, "{self:#?}");
         }
@@ -461,8 +458,7 @@ impl World {
         self.actors.drain(..).for_each(|actor| drop(actor.join()));
     }
 
-    /// Left alone, prunes come to an end, with the exceptions that are counted: what is left is whole, and nobody does without
-    /// any of it.
+    /// Left alone, prunes come to an end: what is left is whole, and nobody does without any of it.
     fn tidy_up(&mut self) -> Result<(), String> {
         self.gate.lock().rates = Rates::default();
         for _ in 0..PRUNES_MAX {
@@ -473,8 +469,8 @@ impl World {
                 return self.check_all();
             }
         }
-        self.counts.unsettled += 1;
-        self.check_all()
+        let left = self.leftover()?.unwrap_or_default();
+        Err(format!("after {PRUNES_MAX} more prunes {left} is left, and nobody needs it"))
     }
 
     /// Returns something that no snapshot needs.

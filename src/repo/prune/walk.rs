@@ -182,8 +182,9 @@ impl Walk<'_> {
         self.look.needed.insert(id, place);
     }
 
-    /// Seeks a chunk where the index says; what it says counts once the chunk was read there. Packs that await deletion
-    /// count only if there is nothing else.
+    /// Seeks a chunk where the index says; what it says counts once the chunk was read there. Of several packs that stay, the
+    /// one of the lowest name is taken, by every prune alike; packs that await deletion count only if there is nothing else,
+    /// and then each of them.
     async fn elsewhere(
         &mut self,
         (id, bytes, kind): (ChunkId, u32, PackKind),
@@ -193,12 +194,17 @@ impl Walk<'_> {
             Some(loaded) => loaded,
             None => (Index::load(&self.repo.store, &self.repo.keys).await?, self.repo.reader(READER_BYTES)),
         };
+        let mut places: Vec<_> = index.places(id).filter(|placed| placed.bytes == bytes).collect();
+        places.sort_unstable_by_key(|placed| placed.location.pack);
+        let place_of = |placed: Placed| (self.look.packs.place(placed.location.pack), placed);
+        let places: Vec<_> = places.into_iter().map(place_of).collect();
+        let packs = &self.look.packs;
+        let (stay, mut held): (Vec<_>, Vec<_>) = places.into_iter().partition(|(place, _)| packs.at(*place).stays());
+        held.retain(|(place, _)| is_last && packs.at(*place).listed.is_some());
         let mut found = None;
-        for placed in index.places(id).filter(|placed| placed.bytes == bytes) {
-            let place = self.look.packs.place(placed.location.pack);
-            let pack = self.look.packs.at(place);
-            if pack.listed.is_none() || !pack.stays() && (found.is_some() || !is_last) {
-                continue;
+        for (place, placed) in stay.into_iter().chain(held) {
+            if found.is_some_and(|(place, _)| self.look.packs.at(place).stays()) {
+                break;
             }
             match reader.is_there((kind, id, bytes), &placed.location).await {
                 Ok(()) => {
