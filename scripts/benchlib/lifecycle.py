@@ -28,7 +28,7 @@ def lifecycle(bench, tool):
             bench.add("life-find", tool, searched(bench, tool, repo, lambda repo: [tool.search(repo, FOUND)], FOUND))
         with bench.rows(tool, "life-versions"):
             path = f"{facts['tree']}/{lifecycle_data.WATCHED}"
-            bench.add("life-versions", tool, searched(bench, tool, repo, lambda repo: [tool.versions(repo, path)], path.rpartition("/")[2]))
+            bench.add("life-versions", tool, searched(bench, tool, repo, lambda repo: [tool.versions(repo, path)], tool.version_line(path)))
         with bench.rows(tool, "life-forget-prune"):
             sample, _ = cold(bench, tool, repo, lambda repo: tool.forget_and_prune(repo, facts["kept"]))
             held(bench, tool, repo)

@@ -70,6 +70,10 @@ class Tool:
     def umount(self, repo, folder):
         return None  # fusermount3 does
 
+    def version_line(self, path):
+        """What stands in each line of what `versions` says."""
+        return path.rpartition("/")[2]
+
 
 class Ours(Tool):
     name = "ours"
@@ -107,6 +111,9 @@ class Ours(Tool):
 
     def versions(self, repo, path):
         return self.command(repo, "versions", path)
+
+    def version_line(self, path):
+        return "-rw-r--r--"  # its lines do not repeat the path
 
     def forget_and_prune(self, repo, kept):
         # The first prune marks, the second deletes. In life a day is between them: a peer's doing without is as daring.

@@ -10,7 +10,7 @@
 lacks() {
     case $1 in
         fuse) have fusermount3 || echo fuse3 ;;
-        cc) links_c || echo gcc libc6-dev ;;
+        cc) { links_c && have make; } || echo gcc libc6-dev make ;;
         rsync) have rsync || echo rsync ;;
         attr) have setfattr getfattr || echo attr ;;
         acl) have setfacl getfacl || echo acl ;;

@@ -4,6 +4,7 @@
 //! the caller before a byte is allocated.
 
 use std::cell::RefCell;
+use std::io::Cursor;
 
 pub(super) const RAW: u8 = 0;
 const ZSTD: u8 = 1;
@@ -35,11 +36,13 @@ pub fn pack(level: i32, raw: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
     if looks_compressible(raw) {
         out.push(ZSTD);
-        out.resize(start + 1 + zstd::zstd_safe::compress_bound(raw.len()), 0);
+        // The room behind what is there is not filled with zeros first: most of it is never touched.
+        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        let mut rest = Cursor::new(&mut *out);
+        rest.set_position(start as u64 + 1);
         let bytes = with_compressor(level, |zstd| {
-            zstd.compress_to_buffer(raw, &mut out[start + 1..]).expect("the buffer has zstd's own bound")
+            zstd.compress_to_buffer(raw, &mut rest).expect("the buffer has zstd's own bound")
         });
-        out.truncate(start + 1 + bytes);
         if bytes < raw.len() {
             return;
         }

@@ -4,21 +4,16 @@
 //! prune (`docs/format.md`, "Order of writes, reads, deletes"). A snapshot that cannot be opened belongs to no group: no
 //! policy forgets it. Who may forget a kloset's snapshots is decided by the store's key, not here.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-
-use futures::StreamExt;
 
 use super::layout::{self, SnapshotName};
 use super::policy::{Candidate, Rule, decide};
 use super::snapshot::{ByteText, Manifest};
 use super::{Repo, RepoError};
-use crate::store::StoreError;
+use crate::store::{Deleted, StoreError};
 
 /// Manifests held at once with the lists that are of no use here.
 const MANIFESTS_AT_ONCE: usize = 64;
-/// Deletions under way at once.
-const DELETIONS: usize = 8;
 
 /// A snapshot that can be opened.
 #[derive(Clone, Debug)]
@@ -180,25 +175,8 @@ pub struct Forgotten {
 /// Deletes snapshots. One that is gone already counts as deleted. After a failure no other deletion is begun, and those
 /// under way are waited for, so that what is reported is so.
 pub async fn forget(repo: &Repo, names: &[SnapshotName]) -> Forgotten {
-    let (has_failed, mut forgotten) = (Cell::new(false), Forgotten::default());
-    let deletions = names.iter().map(|name| {
-        let has_failed = &has_failed;
-        async move {
-            if has_failed.get() {
-                return None;
-            }
-            let deleted = repo.store.delete(&name.object()).await;
-            has_failed.set(has_failed.get() || deleted.is_err());
-            Some((*name, deleted))
-        }
-    });
-    let mut deletions = futures::stream::iter(deletions).buffered(DELETIONS);
-    while let Some(done) = deletions.next().await {
-        match done {
-            None => {}
-            Some((name, Ok(()))) => forgotten.names.push(name),
-            Some((_, Err(error))) => drop(forgotten.failure.get_or_insert(error)),
-        }
-    }
-    forgotten
+    let objects: Vec<_> = names.iter().map(SnapshotName::object).collect();
+    let Deleted { gone, failure } = repo.store.delete_each(&objects).await;
+    let names = names.iter().zip(gone).filter(|(_, is_gone)| *is_gone).map(|(name, _)| *name).collect();
+    Forgotten { names, failure }
 }

@@ -126,12 +126,15 @@ impl IndexRun {
         }
     }
 
-    /// Sorts and seals the run.
+    /// Sorts and seals the run, which is given up on the way, so that it is not held three times at once.
     #[must_use]
-    pub fn seal(&mut self, key: &SealingKey, kloset: KlosetId, id: RunId, nonce: [u8; NONCE_BYTES]) -> Vec<u8> {
+    pub fn seal(mut self, key: &SealingKey, kloset: KlosetId, id: RunId, nonce: [u8; NONCE_BYTES]) -> Vec<u8> {
         self.entries.sort_unstable();
-        let sealed = sealed::seal(key, nonce, &aad(kloset, id), 3, &self.encode());
-        [&MAGIC[..], &sealed].concat()
+        let raw = self.encode();
+        drop(self);
+        let mut object = sealed::seal(key, nonce, &aad(kloset, id), 3, &raw);
+        object.splice(..0, *MAGIC);
+        object
     }
 
     /// Opens a run.
@@ -251,7 +254,8 @@ mod tests {
         let key = SealingKey::new(&Secret([1; 32]));
         let (kloset, id) = (KlosetId([1; 32]), RunId([2; 16]));
         let mut run = example();
-        let object = run.seal(&key, kloset, id, [0; NONCE_BYTES]);
+        let object = run.clone().seal(&key, kloset, id, [0; NONCE_BYTES]);
+        run.entries.sort_unstable();
         let opened = IndexRun::open(&key, kloset, id, &object).unwrap();
         assert_eq!(opened, run);
         assert_eq!(opened.entries[0].id, ChunkId([3; 32]));

@@ -16,13 +16,14 @@ use super::sealed::{self, SealedError};
 /// The first bytes of a pack.
 pub const MAGIC: &[u8; 8] = b"KLOSET1P";
 /// A frame is closed once it holds this much of file content, raw: where compression and a read's reach balance.
-pub const DATA_FRAME_BYTES: usize = 1 << 20;
+pub const DATA_FRAME_BYTES: usize = 5 << 18;
 /// A frame of trees is closed earlier: one directory is asked for more often than its neighbours.
 pub const TREE_FRAME_BYTES: usize = 256 << 10;
 /// A chunk of this size or more is a frame by itself.
 pub const LONE_CHUNK_BYTES: usize = 256 << 10;
+const _: () = assert!(DATA_FRAME_BYTES + LONE_CHUNK_BYTES <= FRAME_BYTES_MAX);
 /// No frame holds more, raw.
-pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_LIMIT as usize + DATA_FRAME_BYTES;
+pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_LIMIT as usize + (1 << 20);
 /// No frame is longer, sealed: zstd may lose a little on what it cannot shrink, a foreign writer more.
 pub const SEALED_FRAME_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// A pack of data is closed once it is this long, sealed: one request of a few hundred milliseconds.

@@ -24,7 +24,7 @@ use super::layout;
 use super::moved;
 use super::pack::{self, PACK_BYTES_MAX};
 use super::pending::PendingList;
-use crate::store::{StoreCounts, StoreError};
+use crate::store::{Store, StoreCounts, StoreError};
 use choose::Choice;
 use look::{Look, Mark};
 use walk::Moves;
@@ -270,7 +270,7 @@ async fn decide_once(
     let become_of = runs::become_of(&look, &rewritten) as u64;
     plan.runs = (look.runs.len() as u64, rewritten.len() as u64, become_of);
     plan.moved_gone = moved_gone.len() as u64;
-    plan.requests = requests(&look, &plan, (&before, &repo.store.counts()));
+    plan.requests = requests(&look, &plan, &before, &repo.store);
     plan.requests.gets += rewritten.iter().filter(|at| look.runs[**at].kept.is_none()).count() as u64;
     Ok(Decision { look, choice, rewritten, moved_gone, plan })
 }
@@ -313,7 +313,8 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
 }
 
 /// Returns about what an `apply` takes: the look again, and what it does.
-fn requests(look: &Look, plan: &PrunePlan, (before, after): (&StoreCounts, &StoreCounts)) -> Requests {
+fn requests(look: &Look, plan: &PrunePlan, before: &StoreCounts, store: &Store) -> Requests {
+    let after = store.counts();
     let due = look.lists.iter().filter(|list| list.is_due).count() as u64;
     let lists_put = [plan.mark, plan.spare, plan.repack].iter().filter(|amount| amount.packs > 0).count() as u64;
     let new_packs = plan.repack_bytes_written.div_ceil(pack::DATA_PACK_BYTES as u64);
@@ -321,7 +322,10 @@ fn requests(look: &Look, plan: &PrunePlan, (before, after): (&StoreCounts, &Stor
         lists: after.lists - before.lists + u64::from(plan.runs.1 > 0) + u64::from(plan.delete.packs > 0),
         gets: after.gets - before.gets + plan.repack.packs,
         puts: 1 + plan.runs.2 + lists_put + new_packs + plan.repack.packs + u64::from(plan.repack.packs > 0),
-        deletes: 1 + plan.runs.1 + plan.delete.packs + plan.moved_gone + due,
+        deletes: 1 + [plan.runs.1, plan.delete.packs, plan.moved_gone, due]
+            .map(|n| store.deletions_for(n))
+            .iter()
+            .sum::<u64>(),
     }
 }
 

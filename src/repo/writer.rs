@@ -530,11 +530,11 @@ impl Writer {
         if self.run.packs.is_empty() {
             return Ok(());
         }
-        let mut run = std::mem::take(&mut self.run);
+        let run = std::mem::take(&mut self.run);
+        let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
         let id = RunId(self.repo.env.entropy.bytes());
         let object = run.seal(&self.repo.keys.index_key(), self.repo.keys.kloset(), id, self.repo.env.entropy.bytes());
         self.counts.bytes_stored += object.len() as u64;
-        let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
         let stand = async || standing::stand(&self.repo, &packs).await;
         self.runtime.block_on(standing::put_checked(&self.repo, &layout::run_name(id), object.into(), stand))?;
         self.runs.push(id);

@@ -37,10 +37,13 @@ pub(crate) struct Connector {
     pub(crate) signer: Arc<Signer>,
 }
 
-impl HttpConnector for Connector {
-    /// Makes a client by our own options; `object_store`'s know no client certificates.
+/// A client that is there already: `object_store`'s own options know no client certificates.
+#[derive(Clone, Debug)]
+pub(crate) struct Connected(pub(crate) HttpClient);
+
+impl HttpConnector for Connected {
     fn connect(&self, _: &object_store::ClientOptions) -> object_store::Result<HttpClient> {
-        self.connect().map_err(|error| object_store::Error::Generic { store: "S3", source: error.into() })
+        Ok(self.0.clone())
     }
 }
 

@@ -9,6 +9,7 @@ mod ambient;
 mod answer;
 mod aws_http;
 pub mod bucket;
+mod bulk;
 mod cache;
 mod client;
 mod counts;
@@ -40,6 +41,7 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use answer::{classify, refuses_condition};
+use bulk::{BULK_NAMES_MAX, Bulk};
 use counts::Counters;
 use limit::Limits;
 use retry::Retries;
@@ -84,6 +86,17 @@ pub struct Store {
     signer: Option<Arc<Signer>>,
     /// Class of storage for packs of content.
     content_class: Option<Arc<str>>,
+    /// Deletes many objects at once.
+    bulk: Option<Arc<Bulk>>,
+}
+
+/// How far a deletion of several objects came.
+#[derive(Debug)]
+pub struct Deleted {
+    /// Whether each is gone, in their order.
+    pub gone: Vec<bool>,
+    /// The first failure; nothing was begun after it.
+    pub failure: Option<StoreError>,
 }
 
 /// One line of a listing.
@@ -119,6 +132,7 @@ impl Store {
             puts_whole: false,
             signer: None,
             content_class: None,
+            bulk: None,
         }
     }
 
@@ -140,10 +154,12 @@ impl Store {
             }
             StoreLocation::S3 { host, port, bucket, prefix } => {
                 let at = s3::Bucket { host, port: *port, bucket, prefix };
-                let s3::Opened { objects, signer } = s3::open(&at, options, &description, &counters, &limits)?;
+                let s3::Opened { objects, deleting, signer } =
+                    s3::open(&at, options, &description, &counters, &limits)?;
                 let content_class = options.storage_class.as_deref().map(Into::into);
                 let store = Store::with_counters(objects, description, counters);
-                Store { limits, signer: Some(signer), content_class, ..store }
+                let bulk = Some(Arc::new(Bulk::new(deleting)));
+                Store { limits, signer: Some(signer), content_class, bulk, ..store }
             }
         };
         Ok(store.with_retries(options.retry.clone()))
@@ -305,11 +321,71 @@ impl Store {
 
     /// Deletes objects, several at once; those that are not there are deleted already.
     ///
-    /// All are tried; the first failure is told at the end.
+    /// # Errors
+    /// The first failure: nothing was begun after it.
     pub async fn delete_all(&self, names: &[String]) -> Result<(), StoreError> {
-        let deletions = futures::stream::iter(names).map(|name| self.delete(name));
-        let outcomes: Vec<_> = deletions.buffer_unordered(DELETIONS).collect().await;
-        outcomes.into_iter().collect()
+        self.delete_each(names).await.failure.map_or(Ok(()), Err)
+    }
+
+    /// Deletes objects as [`Store::delete_all`] does, and tells how far it came; those under way at a failure are waited for,
+    /// so that what it tells is so.
+    pub async fn delete_each(&self, names: &[String]) -> Deleted {
+        let (mut gone, mut failure) = (vec![false; names.len()], None);
+        for (names, gone) in names.chunks(BULK_NAMES_MAX).zip(gone.chunks_mut(BULK_NAMES_MAX)) {
+            self.delete_in_bulk(names, gone).await;
+        }
+        let left: Vec<usize> = (0..names.len()).filter(|at| !gone[*at]).collect();
+        let has_failed = &AtomicBool::new(false);
+        let deletions = left.into_iter().map(|at| async move {
+            if has_failed.load(Ordering::Relaxed) {
+                return (at, None);
+            }
+            let deleted = self.delete(&names[at]).await;
+            has_failed.fetch_or(deleted.is_err(), Ordering::Relaxed);
+            (at, Some(deleted))
+        });
+        let mut deletions = futures::stream::iter(deletions).buffered(DELETIONS);
+        while let Some((at, deleted)) = deletions.next().await {
+            match deleted {
+                None => {}
+                Some(Ok(())) => gone[at] = true,
+                Some(Err(error)) => drop(failure.get_or_insert(error)),
+            }
+        }
+        Deleted { gone, failure }
+    }
+
+    /// About how many requests it takes to delete so many objects.
+    pub fn deletions_for(&self, objects: u64) -> u64 {
+        match self.bulk() {
+            Some(_) => objects.div_ceil(BULK_NAMES_MAX as u64),
+            None => objects,
+        }
+    }
+
+    fn bulk(&self) -> Option<&Bulk> {
+        self.bulk.as_deref().filter(|bulk| bulk.is_there())
+    }
+
+    /// Notes which of these are gone after one request for all of them. What it says of the others is not needed: they are
+    /// deleted one by one.
+    async fn delete_in_bulk(&self, names: &[String], gone: &mut [bool]) {
+        let paths: Result<Vec<Path>, _> = names.iter().map(|name| self.path("deleting", name)).collect();
+        let (Some(bulk), Ok(paths), true) = (self.bulk(), paths, names.len() > 1) else { return };
+        self.counters.delete();
+        let answer = {
+            let _turn = self.retries.begin().turn().await;
+            bulk.delete(&paths).await
+        };
+        match answer.map_err(|error| classify(self.place("deleting", &names[0]), error)) {
+            Ok(answers) => gone.copy_from_slice(&answers),
+            Err(error) => {
+                tracing::debug!("not deleted at once, but one by one: {error}");
+                if error.outage().is_none() {
+                    bulk.refuse();
+                }
+            }
+        }
     }
 
     fn path(&self, operation: &'static str, name: &str) -> Result<Path, StoreError> {

@@ -15,7 +15,7 @@ use super::ambient::Ambient;
 use super::client::{ClientOptions, Network};
 use super::counts::Counters;
 use super::error::StoreError;
-use super::http::Connector;
+use super::http::{Connected, Connector};
 use super::keys::{KeyPair, Keys, ReadAgain};
 use super::limit::{Limit, Limits, Rates};
 use super::location::{StoreLocation, authority};
@@ -140,6 +140,8 @@ pub(crate) struct Bucket<'a> {
 /// A bucket that was opened.
 pub(crate) struct Opened {
     pub(crate) objects: Arc<dyn ObjectStore>,
+    /// The same, but that it deletes many objects with one request.
+    pub(crate) deleting: Arc<dyn ObjectStore>,
     /// Signs what is sent to it.
     pub(crate) signer: Arc<Signer>,
 }
@@ -157,27 +159,31 @@ pub(crate) fn open(
     let connector = connector(at, options, counters, limits).map_err(failed)?;
     let signer = connector.signer.clone();
     let (endpoint, is_virtual) = endpoint(at, options).map_err(failed)?;
-    let s3 = AmazonS3Builder::new()
-        .with_bucket_name(at.bucket)
-        .with_endpoint(endpoint)
-        .with_virtual_hosted_style_request(is_virtual)
-        .with_allow_http(!options.use_tls)
-        .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_disable_tagging(true)
-        .with_disable_bulk_delete(true)
-        .with_retry(no_retry())
-        // Signed below, by `sign`: the keys are none and are not asked for.
-        .with_skip_signature(true)
-        .with_access_key_id("")
-        .with_secret_access_key("")
-        .with_http_connector(connector)
-        .build()
-        .map_err(|error| failed(super::answer::chain_text(&error)))?;
-    if at.prefix.is_empty() {
-        return Ok(Opened { objects: Arc::new(s3), signer });
-    }
     let prefix = object_store::path::Path::parse(at.prefix).map_err(|error| failed(error.to_string()))?;
-    Ok(Opened { objects: Arc::new(PrefixStore::new(s3, prefix)), signer })
+    let client = Connected(connector.connect().map_err(failed)?);
+    let objects = |in_bulk: bool| -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let s3 = AmazonS3Builder::new()
+            .with_bucket_name(at.bucket)
+            .with_endpoint(&endpoint)
+            .with_virtual_hosted_style_request(is_virtual)
+            .with_allow_http(!options.use_tls)
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            .with_disable_tagging(true)
+            .with_disable_bulk_delete(!in_bulk)
+            .with_retry(no_retry())
+            // Signed below, by `sign`: the keys are none and are not asked for.
+            .with_skip_signature(true)
+            .with_access_key_id("")
+            .with_secret_access_key("")
+            .with_http_connector(client.clone())
+            .build()
+            .map_err(|error| failed(super::answer::chain_text(&error)))?;
+        if at.prefix.is_empty() {
+            return Ok(Arc::new(s3));
+        }
+        Ok(Arc::new(PrefixStore::new(s3, prefix.clone())))
+    };
+    Ok(Opened { objects: objects(false)?, deleting: objects(true)?, signer })
 }
 
 /// What passes slowly because it is limited must not be taken for what hangs.

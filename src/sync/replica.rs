@@ -126,10 +126,10 @@ impl<'a> Replica<'a> {
         if self.run.packs.is_empty() {
             return Ok(());
         }
-        let mut run = std::mem::take(&mut self.run);
+        let run = std::mem::take(&mut self.run);
+        let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
         let id = RunId(env.entropy.bytes());
         let object = run.seal(&keys.index_key(), keys.kloset(), id, env.entropy.bytes());
-        let packs: Vec<_> = run.packs.iter().map(|pack| pack.id).collect();
         let stand = async || standing::stand(self.sides.to, &packs).await;
         let name = layout::run_name(id);
         let put = standing::put_checked(self.sides.to, &name, object.into(), stand);

@@ -21,6 +21,7 @@ fn a_kloset_lives_on_servers_of_every_kind() {
         Quirks { ignores_conditions: true, ..plain },
         Quirks { refuses_new_headers: true, ..plain },
         Quirks { refuses_trailers: true, ..plain },
+        Quirks { refuses_bulk: true, ..plain },
         Quirks { wrong_etags: true, ..plain },
         Quirks { at_once_max: Some(2), ..plain },
     ];
@@ -49,6 +50,58 @@ async fn filled(server: &Quirky) -> Store {
         store.put_new(&format!("packs/y{number}"), Bytes::from_static(b"y")).await.unwrap();
     }
     store
+}
+
+/// 300 names go with two requests; a server that does not take them so is asked so once.
+#[test]
+fn many_objects_are_deleted_with_few_requests() {
+    const NAMES: usize = 300;
+    let names: Vec<_> = (0..NAMES).map(|number| format!("packs/z{number}")).collect();
+    for (refuses_bulk, asked) in [(false, [2, 2]), (true, [NAMES as u64 + 1, NAMES as u64])] {
+        let server = Quirky::serve(Quirks { refuses_bulk, ..Quirks::default() });
+        runtime().block_on(async {
+            let store = filled(&server).await;
+            for asked in asked {
+                for name in &names[..3] {
+                    store.put_new(name, Bytes::from_static(b"z")).await.unwrap();
+                }
+                server.asked();
+                let deleted = store.delete_each(&names).await;
+                assert_eq!((deleted.gone, deleted.failure.is_none()), (vec![true; NAMES], true));
+                assert_eq!(server.asked(), asked, "{refuses_bulk}");
+                assert_eq!(store.list("packs").await.unwrap().len(), 9);
+            }
+        });
+    }
+}
+
+/// What a request for many does not bring about is done one by one, and what fails then is told.
+#[test]
+fn a_deletion_of_many_that_breaks_is_finished_and_one_that_is_refused_is_told() {
+    let server = Quirky::serve(Quirks::default());
+    runtime().block_on(async {
+        let store = filled(&server).await;
+        let names: Vec<_> = (0..8).map(|number| format!("packs/y{number}")).collect();
+        for fault in [Fault::Reset, Fault::ResetAfter, Fault::SlowDown] {
+            for name in &names {
+                store.put_new(name, Bytes::from_static(b"y")).await.unwrap();
+            }
+            server.order(Operation::Get, "?delete", fault, 1); // a POST
+            store.delete_all(&names).await.unwrap();
+            assert_eq!(store.list("packs").await.unwrap().len(), 1, "{fault:?}");
+        }
+        for name in &names {
+            store.put_new(name, Bytes::from_static(b"y")).await.unwrap();
+        }
+        server.order(Operation::Get, "?delete", Fault::Reset, 1);
+        server.order(Operation::Delete, "y3", Fault::Internal, usize::MAX);
+        let deleted = store.delete_each(&names).await;
+        assert!(!deleted.gone[3] && deleted.gone[0], "{:?}", deleted.gone);
+        assert!(deleted.failure.unwrap().to_string().contains("packs/y3"));
+        server.heal();
+        let left = store.list("packs").await.unwrap().len();
+        assert_eq!(left, 1 + deleted.gone.iter().filter(|is_gone| !**is_gone).count());
+    });
 }
 
 /// Does one thing and holds it against what it has to be.

@@ -36,7 +36,7 @@ const PUTS_MAX: usize = 3;
 /// So many packs are emptied at most before they are marked.
 const STEP_PACKS: usize = 1024;
 /// Small objects put or deleted at once.
-const SMALL_PUTS: usize = 16;
+const SMALL_PUTS: usize = 32;
 
 /// What was repacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -142,7 +142,7 @@ pub(super) async fn put_new(repo: &Repo, run: IndexRun) -> Result<(), RepoError>
     }
 }
 
-async fn seal(repo: &Repo, mut run: IndexRun) -> (RunId, Bytes) {
+async fn seal(repo: &Repo, run: IndexRun) -> (RunId, Bytes) {
     let (id, nonce) = (RunId(repo.env.entropy.bytes()), repo.env.entropy.bytes());
     let keys = repo.keys.clone();
     (id, repo.cpu.run(move || run.seal(&keys.index_key(), keys.kloset(), id, nonce)).await.into())

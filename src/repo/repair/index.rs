@@ -86,7 +86,8 @@ pub(super) fn put(work: &Work<'_>, state: &mut State, report: &mut RepairReport)
     for (id, run) in &mut state.findings.rebuilt {
         report.packs_listed += run.packs.len() as u64;
         let (keys, nonce) = (&work.repo.keys, work.repo.env.entropy.bytes());
-        let object = run.seal(&keys.index_key(), keys.kloset(), *id, nonce);
+        run.entries.sort_unstable(); // it is asked for places later
+        let object = run.clone().seal(&keys.index_key(), keys.kloset(), *id, nonce);
         work.runtime.block_on(work.repo.store.put_new(&layout::run_name(*id), object.into()))?;
     }
     Ok(())

@@ -45,6 +45,8 @@ pub(crate) struct Quirks {
     pub(crate) refuses_new_headers: bool,
     /// Trailers, chunked bodies and checksums of newer SDKs are refused.
     pub(crate) refuses_trailers: bool,
+    /// 501 for `DeleteObjects`, as Google's server.
+    pub(crate) refuses_bulk: bool,
     /// Another entity tag in each answer.
     pub(crate) wrong_etags: bool,
     /// How far its clock is ahead.
@@ -335,6 +337,13 @@ impl S3 for Storage {
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         self.files.delete_object(req).await
+    }
+
+    async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        if self.quirks.refuses_bulk {
+            return Err(s3s::s3_error!(NotImplemented, "one by one"));
+        }
+        self.files.delete_objects(req).await
     }
 
     async fn list_objects_v2(
