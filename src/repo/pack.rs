@@ -28,6 +28,9 @@ pub const FRAME_BYTES_MAX: usize = CHUNK_BYTES_LIMIT as usize + (1 << 20);
 pub const SEALED_FRAME_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// A pack of data is closed once it is this long, sealed: one request of a few hundred milliseconds.
 pub const DATA_PACK_BYTES: usize = 16 << 20;
+/// What the last frame of a pack and the footer mostly take: a pack that grows beyond its room is copied. Room that is not
+/// used takes no memory.
+const LAST_FRAME_BYTES: usize = 5 << 20;
 /// A pack of trees is closed once it holds this many raw bytes: about 4 MiB sealed, fetched whole.
 pub const TREE_PACK_RAW_BYTES: usize = 8 << 20;
 /// No pack is longer.
@@ -183,7 +186,7 @@ impl PackBuilder {
     /// Begins a pack.
     #[must_use]
     pub fn new(kind: PackKind) -> Self {
-        let mut content = Vec::with_capacity(DATA_PACK_BYTES + DATA_FRAME_BYTES);
+        let mut content = Vec::with_capacity(DATA_PACK_BYTES + LAST_FRAME_BYTES);
         content.extend_from_slice(MAGIC);
         Self { content, footer: Footer { version: 1, kind, frames: Vec::new() } }
     }
