@@ -13,8 +13,11 @@ mod repack;
 mod runs;
 mod walk;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
 
 use super::Repo;
 use super::error::RepoError;
@@ -36,6 +39,8 @@ pub use repack::Repacked;
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// Packs on one pending list: about 8 MB of JSON.
 const LIST_PACKS_MAX: usize = 100_000;
+/// Objects of moved chunks fetched at once.
+const MOVES_AT_ONCE: usize = 32;
 /// A look is taken anew at most so often because another prune rewrote the index meanwhile.
 const LOOKS_MAX: usize = 3;
 
@@ -348,16 +353,24 @@ async fn put_list(repo: &Repo, packs: Vec<PackId>) -> Result<PendingId, RepoErro
     Ok(id)
 }
 
+/// Asks where the chunks of these packs went, where somebody says so and it is not known yet; of many at once, since a prune
+/// that follows a large repack asks of thousands.
+async fn fetch_moves(repo: &Repo, look: &Look, moves: &mut Moves, places: Vec<u32>) -> Result<(), RepoError> {
+    let is_asked = |place: &u32| look.packs.at(*place).has_moved && !moves.contains_key(place);
+    let asked: BTreeSet<u32> = places.into_iter().filter(is_asked).collect();
+    let fetch = |place| async move {
+        let run = moved::load(&repo.store, &repo.keys, look.packs.at(place).id).await?;
+        Ok::<_, RepoError>((place, run.map(Arc::new)))
+    };
+    let mut fetched = futures::stream::iter(asked).map(fetch).buffer_unordered(MOVES_AT_ONCE);
+    while let Some((place, run)) = fetched.try_next().await? {
+        moves.insert(place, run);
+    }
+    Ok(())
+}
+
 /// Returns where the chunks of a pack went, asking for it once.
 async fn moved_of(repo: &Repo, look: &Look, moves: &mut Moves, place: u32) -> Result<Option<Arc<IndexRun>>, RepoError> {
-    let pack = look.packs.at(place);
-    if !pack.has_moved {
-        return Ok(None);
-    }
-    if let Some(known) = moves.get(&place) {
-        return Ok(known.clone());
-    }
-    let run = moved::load(&repo.store, &repo.keys, pack.id).await?.map(Arc::new);
-    moves.insert(place, run.clone());
-    Ok(run)
+    fetch_moves(repo, look, moves, vec![place]).await?;
+    Ok(moves.get(&place).cloned().flatten())
 }

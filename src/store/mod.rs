@@ -330,10 +330,22 @@ impl Store {
     /// Deletes objects as [`Store::delete_all`] does, and tells how far it came; those under way at a failure are waited for,
     /// so that what it tells is so.
     pub async fn delete_each(&self, names: &[String]) -> Deleted {
-        let (mut gone, mut failure) = (vec![false; names.len()], None);
-        for (names, gone) in names.chunks(BULK_NAMES_MAX).zip(gone.chunks_mut(BULK_NAMES_MAX)) {
-            self.delete_in_bulk(names, gone).await;
+        let mut gone = Vec::with_capacity(names.len());
+        let mut failure = None;
+        for names in names.chunks(BULK_NAMES_MAX) {
+            let mut here = self.delete_in_bulk(names).await.unwrap_or_else(|| vec![false; names.len()]);
+            failure = self.delete_singly(names, &mut here).await;
+            gone.append(&mut here);
+            if failure.is_some() {
+                break;
+            }
         }
+        gone.resize(names.len(), false);
+        Deleted { gone, failure }
+    }
+
+    /// Deletes those of the objects that are not gone yet, and notes which are then; returns the first failure.
+    async fn delete_singly(&self, names: &[String], gone: &mut [bool]) -> Option<StoreError> {
         let left: Vec<usize> = (0..names.len()).filter(|at| !gone[*at]).collect();
         let has_failed = &AtomicBool::new(false);
         let deletions = left.into_iter().map(|at| async move {
@@ -344,7 +356,7 @@ impl Store {
             has_failed.fetch_or(deleted.is_err(), Ordering::Relaxed);
             (at, Some(deleted))
         });
-        let mut deletions = futures::stream::iter(deletions).buffered(DELETIONS);
+        let (mut deletions, mut failure) = (futures::stream::iter(deletions).buffered(DELETIONS), None);
         while let Some((at, deleted)) = deletions.next().await {
             match deleted {
                 None => {}
@@ -352,7 +364,7 @@ impl Store {
                 Some(Err(error)) => drop(failure.get_or_insert(error)),
             }
         }
-        Deleted { gone, failure }
+        failure
     }
 
     /// About how many requests it takes to delete so many objects.
@@ -367,25 +379,23 @@ impl Store {
         self.bulk.as_deref().filter(|bulk| bulk.is_there())
     }
 
-    /// Notes which of these are gone after one request for all of them. What it says of the others is not needed: they are
-    /// deleted one by one.
-    async fn delete_in_bulk(&self, names: &[String], gone: &mut [bool]) {
-        let paths: Result<Vec<Path>, _> = names.iter().map(|name| self.path("deleting", name)).collect();
-        let (Some(bulk), Ok(paths), true) = (self.bulk(), paths, names.len() > 1) else { return };
+    /// Sends one request for all of these; tells which are gone, or nothing where it came to nothing.
+    async fn delete_in_bulk(&self, names: &[String]) -> Option<Vec<bool>> {
+        let bulk = self.bulk().filter(|_| names.len() > 1)?;
+        let paths: Vec<Path> = names.iter().map(|name| self.path("deleting", name)).collect::<Result<_, _>>().ok()?;
         self.counters.delete();
         let answer = {
             let _turn = self.retries.begin().turn().await;
             bulk.delete(&paths).await
         };
-        match answer.map_err(|error| classify(self.place("deleting", &names[0]), error)) {
-            Ok(answers) => gone.copy_from_slice(&answers),
-            Err(error) => {
-                tracing::debug!("not deleted at once, but one by one: {error}");
-                if error.outage().is_none() {
-                    bulk.refuse();
-                }
+        let failed = |error| {
+            let error = classify(self.place("deleting", &names[0]), error);
+            tracing::debug!("not deleted at once, but one by one: {error}");
+            if error.outage().is_none() {
+                bulk.refuse();
             }
-        }
+        };
+        answer.map_err(failed).ok()
     }
 
     fn path(&self, operation: &'static str, name: &str) -> Result<Path, StoreError> {

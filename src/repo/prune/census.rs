@@ -16,7 +16,7 @@ use super::super::pack::PackKind;
 use super::super::tree::Placed;
 use super::look::{Look, Mark};
 use super::walk::Moves;
-use super::{Progress, Stage, moved_of};
+use super::{Progress, Stage, fetch_moves};
 
 /// Chunks read at once.
 const READS: usize = 16;
@@ -38,9 +38,8 @@ pub(super) async fn take(
     moves: &mut Moves,
     progress: Progress<'_>,
 ) -> Result<Copies, RepoError> {
-    for place in look.packs.filter(|pack| pack.mark == Mark::Due && pack.has_moved) {
-        moved_of(repo, look, moves, place).await?;
-    }
+    let due = look.packs.filter(|pack| pack.mark == Mark::Due);
+    fetch_moves(repo, look, moves, due).await?;
     let runs: Vec<_> = look.runs.iter().map(|run| (run.id, run.bytes)).collect();
     let (total, mut done) = (runs.len() as u64, 0);
     let (mut copies, mut counted, mut kept) = (Copies::new(), HashSet::new(), 0);

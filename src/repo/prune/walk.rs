@@ -17,12 +17,11 @@ use super::super::error::RepoError;
 use super::super::id::{ChunkId, PackId};
 use super::super::index::IndexRun;
 use super::super::lookup::Index;
-use super::super::moved;
 use super::super::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
 use super::super::tree::{self, ChunkRef, Data, FileContent, NodeKind, Page, Placed, TreeRef};
 use super::super::{Reader, Repo};
 use super::look::Look;
-use super::{Progress, Stage, moved_of};
+use super::{Progress, Stage, fetch_moves, moved_of};
 use crate::store::StoreError;
 
 /// Packs of trees fetched at once,
@@ -123,35 +122,16 @@ impl Walk<'_> {
             let keys = self.repo.keys.clone();
             let (found, opened) = self.repo.cpu.run(move || open.read(&keys, &wanted)).await?;
             open = opened;
-            let trees = found.trees.iter().map(|tree| tree.at.pack);
-            self.fetch_moves(trees.chain(found.chunks.iter().map(|chunk| chunk.2))).await?;
+            let named = found.trees.iter().map(|tree| tree.at.pack).chain(found.chunks.iter().map(|chunk| chunk.2));
+            let places = named.filter_map(|pack| self.look.packs.find(pack));
+            let asked: Vec<_> = places.filter(|place| !self.look.packs.at(*place).stays()).collect();
+            fetch_moves(self.repo, self.look, &mut self.moves, asked).await?;
             for tree in found.trees {
                 self.want(tree).await?;
             }
             for (chunk, bytes, pack) in found.chunks {
                 self.need((chunk, bytes, PackKind::Data), pack).await?;
             }
-        }
-        Ok(())
-    }
-
-    /// Asks where the chunks of these packs went, of many at once: a prune that follows a large repack asks of thousands.
-    async fn fetch_moves(&mut self, packs: impl Iterator<Item = PackId>) -> Result<(), RepoError> {
-        let packs: HashSet<PackId> = packs.collect();
-        let known = packs.into_iter().filter_map(|id| Some((self.look.packs.find(id)?, id)));
-        let asked = known.filter(|(place, _)| {
-            let pack = self.look.packs.at(*place);
-            pack.has_moved && !pack.stays() && !self.moves.contains_key(place)
-        });
-        let asked: Vec<_> = asked.collect();
-        let repo = self.repo;
-        let fetch = |(place, id)| async move {
-            let run = moved::load(&repo.store, &repo.keys, id).await?;
-            Ok::<_, RepoError>((place, run.map(Arc::new)))
-        };
-        let mut fetched = futures::stream::iter(asked).map(fetch).buffer_unordered(FETCHES);
-        while let Some((place, run)) = fetched.try_next().await? {
-            self.moves.insert(place, run);
         }
         Ok(())
     }
