@@ -24,11 +24,11 @@ pub enum RepoError {
     /// The header cannot be used.
     #[error(transparent)]
     Header(Arc<HeaderError>),
-    /// No key slot opens with the secret.
-    #[error("wrong passphrase or key file: it opens none of the kloset's {slots} key slots")]
+    /// No key slot opens with the secret: it is a wrong one, or the slot was changed, which looks the same.
+    #[error("wrong passphrase or key file, or a damaged key slot: it opens none of {slots}")]
     WrongSecret {
-        /// How many slots were tried.
-        slots: usize,
+        /// The objects that were tried, and what is wrong with those that could not be.
+        slots: String,
     },
     /// A key slot cannot be made.
     #[error(transparent)]

@@ -18,6 +18,8 @@ use crate::store::{Store, StoreError};
 
 /// The most key slots that are tried.
 const SLOTS_MAX: usize = 256;
+/// How many are named where none opens.
+const NAMED_MAX: usize = 4;
 /// Slots fetched at once.
 const FETCHES: usize = 16;
 
@@ -74,20 +76,26 @@ pub(super) fn decode(fetched: &Fetched, kloset: KlosetId) -> Slots {
 
 /// Tries every slot on the secret, off the async threads: a passphrase takes about 100 ms a slot.
 pub(super) async fn open(slots: &Slots, secret: &SlotSecret, cpu: &Cpu) -> Result<(KeySlot, Keys), RepoError> {
-    let mut problem = slots.damaged.last().map(|(_, error)| error.clone());
-    let mut tried = 0;
+    let mut problems: Vec<RepoError> = slots.damaged.iter().map(|(_, error)| error.clone()).collect();
+    let mut tried = Vec::new();
     for slot in &slots.slots {
         let (secret, tried_slot) = (secret.clone(), slot.clone());
         match cpu.run(move || tried_slot.open(&secret)).await {
             Ok(keys) => return Ok((slot.clone(), keys)),
-            Err(SlotError::WrongSecret | SlotError::OtherKind(_)) => tried += 1,
-            Err(error) => problem = Some(RepoError::damaged(layout::slot_name(slot.id), error)),
+            Err(SlotError::WrongSecret | SlotError::OtherKind(_)) => tried.push(layout::slot_name(slot.id)),
+            Err(error) => problems.push(RepoError::damaged(layout::slot_name(slot.id), error)),
         }
     }
-    match problem {
-        Some(problem) if tried == 0 => Err(problem),
-        None if slots.slots.is_empty() => Err(RepoError::damaged("keys/", "there is no key slot")),
-        _ => Err(RepoError::WrongSecret { slots: tried }),
+    match problems.pop() {
+        Some(problem) if tried.is_empty() => Err(problem),
+        None if tried.is_empty() => Err(RepoError::damaged("keys/", "there is no key slot")),
+        problem => {
+            let more = tried.len().saturating_sub(NAMED_MAX);
+            tried.truncate(NAMED_MAX);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let problem = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
+            Err(RepoError::WrongSecret { slots: format!("{}{more}{problem}", tried.join(", ")) })
+        }
     }
 }
 

@@ -169,7 +169,7 @@ fn secrets_are_added_changed_and_removed() {
     local.says("full", &["key", "passwd", "--new-passphrase-file", "weak"], 2, "easy to guess");
     local.says("full", &["create", "-r", "new", "--passphrase-file", "weak"], 2, "easy to guess");
     local.says("full", &["key", "passwd", "--new-passphrase-file", "phrase"], 0, "can open this kloset for ever");
-    local.says("full", &["ls"], 12, "wrong passphrase or key file");
+    local.says("full", &["ls"], 12, "none of keys/");
     let added = local.says("phrase", &["key", "add", "--new-key-file", "other", "--json"], 0, "key_added");
     let id = serde_json::from_str::<Value>(added.lines().next().unwrap()).unwrap()["id"].as_str().unwrap().to_owned();
     local.says("other", &["key", "rm", &id], 1, "use the secret of another one");
@@ -178,4 +178,16 @@ fn secrets_are_added_changed_and_removed() {
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["opened_by"]), (1, &"passphrase".into()));
     assert_eq!((&listed[0]["current"], &listed[0]["kind"]), (&true.into(), &"full".into()));
+}
+
+#[test]
+fn a_damaged_slot_is_named_beside_those_that_a_secret_does_not_open() {
+    let local = Local::new();
+    let id = "0a".repeat(16);
+    local.home.file(&format!("kloset/keys/{id}.json"), "{}");
+    let named = format!("; keys/{id}.json: ");
+    local.says("other", &["ls"], 12, &named);
+    local.says("full", &["key", "rm", &id], 0, "removed key slot");
+    let told = local.says("other", &["ls"], 12, "none of keys/");
+    assert!(!told.contains(&named), "{told}");
 }

@@ -318,7 +318,7 @@ fn the_program_tells_each_repetition_and_ends_with_13_when_its_time_is_over() {
     let (out, err) = trial.run(&["backup", &source, "--json", "-v"], 0);
     let last = out.lines().last().unwrap();
     let summary: serde_json::Value = serde_json::from_str(last).unwrap();
-    assert_eq!((&summary["retries"], &summary["slow_downs"]), (&3.into(), &2.into()), "{last}");
+    assert_eq!((&summary["retries"], &summary["slow_downs"]), (&3.into(), &2.into()), "{last}{err}");
     let told: Vec<&str> = err.lines().filter(|line| line.contains("again in")).collect();
     assert_eq!(told.len(), 3, "{err}");
     assert!(told.iter().filter(|line| line.contains("packs/") && line.contains("SlowDown")).count() == 2, "{err}");

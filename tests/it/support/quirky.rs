@@ -198,7 +198,7 @@ async fn accept(listener: std::net::TcpListener, state: Arc<State>) {
 type Closed = std::io::Error;
 
 impl State {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Closed> {
+    async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Closed> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if let Some((status, code)) = self.refusal(request.headers()) {
             return Ok(refused(status, &code));
@@ -212,6 +212,10 @@ impl State {
             }
         }
         let fault = self.fault(&request);
+        if matches!(fault, Some(Fault::SlowDown | Fault::Internal)) {
+            // Who answers before the end of the body closes the connection, which would be a second fault.
+            while request.body_mut().frame().await.is_some() {}
+        }
         match fault {
             Some(Fault::SlowDown) => return Ok(refused(503, "SlowDown")),
             Some(Fault::Internal) => return Ok(refused(500, "InternalError")),
