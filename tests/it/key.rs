@@ -184,7 +184,7 @@ fn secrets_are_added_changed_and_removed() {
 fn a_damaged_slot_is_named_beside_those_that_a_secret_does_not_open() {
     let local = Local::new();
     let id = "0a".repeat(16);
-    local.home.file(&format!("kloset/keys/{id}.json"), "{}");
+    local.home.file(format!("kloset/keys/{id}.json"), "{}");
     let named = format!("; keys/{id}.json: ");
     local.says("other", &["ls"], 12, &named);
     local.says("full", &["key", "rm", &id], 0, "removed key slot");
