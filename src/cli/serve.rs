@@ -4,8 +4,6 @@
 //! process goes on until the last file in it is closed. A second one ends it there and then. `umount` and
 //! `fusermount3 -u` from outside end it too. Each of these is a good end. SIGHUP lists the snapshots.
 
-use std::time::Duration;
-
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -19,9 +17,6 @@ use super::output::Output;
 use super::systemd::Systemd;
 use crate::fs::mount::Unmounter;
 use crate::fs::{self, MountError, Mounted, View, ViewOptions};
-
-/// The kernel and this process have so long to show the root, which needs no store.
-const ROOT_WAIT: Duration = Duration::from_secs(20);
 
 /// What to serve, and how.
 pub(crate) struct Serving<'a> {
@@ -101,19 +96,9 @@ async fn mount(kloset: &Kloset, serving: &Serving<'_>) -> Result<Mounted, CliErr
         kloset_folder: kloset.folder().map(Into::into),
     };
     let runtime = kloset.runtime.handle().clone();
-    let mounted = fs::mount(kloset.repo.clone(), &options, mountpoint, runtime).await.map_err(explain)?;
-    let root = mounted.mountpoint.clone();
-    let look = tokio::task::spawn_blocking(move || std::fs::metadata(root));
-    match tokio::time::timeout(ROOT_WAIT, look).await {
-        Ok(Ok(Ok(_))) => Ok(mounted),
-        Ok(Ok(Err(error))) => Err(given_up(&mounted, &error.to_string())),
-        _ => Err(given_up(&mounted, "no answer")),
-    }
-}
-
-fn given_up(mounted: &Mounted, problem: &str) -> CliError {
-    let _ = mounted.unmounter().unmount(true);
-    CliError::failed(format!("{:?} was mounted but cannot be looked at: {problem}", mounted.mountpoint))
+    // Not looked at from here: who is killed while it waits for itself holds the mount for ever, since the kernel lets it
+    // go only when all threads are gone.
+    fs::mount(kloset.repo.clone(), &options, mountpoint, runtime).await.map_err(explain)
 }
 
 /// Serves in a thread that the end of this process does not wait for, as it would for one of the runtime's.
