@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use kloset_mount::fs::mountinfo;
 use kloset_mount::repo::keyslot::SlotSecret;
+use rustix::mount::UnmountFlags;
 
 use crate::resume::listed_files;
 use crate::support::kloset::Kloset;
@@ -236,6 +237,38 @@ fn wait_all(readers: Vec<Child>) {
 
 /// A mount that is killed while programs read from it leaves a dead mount point, whose users get an error and do not
 /// hang; the kloset is as it was.
+/// Who waits for the mount that it serves itself is not gone when it is killed, and the mount stays for ever.
+#[test]
+fn a_mount_killed_in_its_first_moment_is_gone() {
+    if !may_mount() {
+        return;
+    }
+    let (home, mut random) = (Home::new(), Random::new(22));
+    let at = home.0.folder("mnt").canonicalize().unwrap();
+    for round in 0..size(600, 6000) {
+        let mut child = home.command(&["mount", "-f", at.to_str().unwrap()]).spawn().unwrap();
+        let (begun, wait) = (Instant::now(), Duration::from_micros(random.below(1500)));
+        while mountinfo::at(&mountinfo::read().unwrap(), &at).is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "not mounted after a minute");
+        }
+        std::thread::sleep(wait);
+        child.kill().unwrap();
+        let killed = Instant::now();
+        let is_gone = loop {
+            match child.try_wait().unwrap() {
+                Some(_) => break true,
+                None if killed.elapsed() > Duration::from_secs(10) => break false,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        if !is_gone {
+            let _ = rustix::mount::unmount(&*at, UnmountFlags::FORCE); // lets it go
+        }
+        assert!(is_gone, "round {round}: killed {wait:?} after it was mounted, it is still there");
+        kloset_mount::fs::unmount(&at, true).unwrap();
+    }
+}
+
 #[test]
 fn a_mount_killed_at_any_moment_is_dead_at_once_and_cleared_and_harms_nothing() {
     if !may_mount() {
