@@ -235,8 +235,6 @@ fn wait_all(readers: Vec<Child>) {
     }
 }
 
-/// A mount that is killed while programs read from it leaves a dead mount point, whose users get an error and do not
-/// hang; the kloset is as it was.
 // Who waits for the mount that it serves itself is not gone when it is killed, and the mount stays for ever.
 #[test]
 fn a_mount_killed_in_its_first_moment_is_gone() {
@@ -269,6 +267,8 @@ fn a_mount_killed_in_its_first_moment_is_gone() {
     }
 }
 
+/// A mount that is killed while programs read from it leaves a dead mount point, whose users get an error and do not
+/// hang; the kloset is as it was.
 #[test]
 fn a_mount_killed_at_any_moment_is_dead_at_once_and_cleared_and_harms_nothing() {
     if !may_mount() {
