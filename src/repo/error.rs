@@ -27,7 +27,7 @@ pub enum RepoError {
     /// No key slot opens with the secret: it is a wrong one, or the slot was changed, which looks the same.
     #[error("wrong passphrase or key file, or a damaged key slot: it opens none of {slots}")]
     WrongSecret {
-        /// The objects that were tried, and what is wrong with those that could not be.
+        /// The objects that were tried, the first of many, and what is wrong with one that could not be.
         slots: String,
     },
     /// A key slot cannot be made.

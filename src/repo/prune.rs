@@ -355,7 +355,12 @@ async fn put_list(repo: &Repo, packs: Vec<PackId>) -> Result<PendingId, RepoErro
 
 /// Asks where the chunks of these packs went, where somebody says so and it is not known yet; of many at once, since a prune
 /// that follows a large repack asks of thousands.
-async fn fetch_moves(repo: &Repo, look: &Look, moves: &mut Moves, places: Vec<u32>) -> Result<(), RepoError> {
+async fn fetch_moves(
+    repo: &Repo,
+    look: &Look,
+    moves: &mut Moves,
+    places: impl IntoIterator<Item = u32>,
+) -> Result<(), RepoError> {
     let is_asked = |place: &u32| look.packs.at(*place).has_moved && !moves.contains_key(place);
     let asked: BTreeSet<u32> = places.into_iter().filter(is_asked).collect();
     let fetch = |place| async move {
@@ -371,6 +376,6 @@ async fn fetch_moves(repo: &Repo, look: &Look, moves: &mut Moves, places: Vec<u3
 
 /// Returns where the chunks of a pack went, asking for it once.
 async fn moved_of(repo: &Repo, look: &Look, moves: &mut Moves, place: u32) -> Result<Option<Arc<IndexRun>>, RepoError> {
-    fetch_moves(repo, look, moves, vec![place]).await?;
+    fetch_moves(repo, look, moves, [place]).await?;
     Ok(moves.get(&place).cloned().flatten())
 }

@@ -76,17 +76,17 @@ pub(super) fn decode(fetched: &Fetched, kloset: KlosetId) -> Slots {
 
 /// Tries every slot on the secret, off the async threads: a passphrase takes about 100 ms a slot.
 pub(super) async fn open(slots: &Slots, secret: &SlotSecret, cpu: &Cpu) -> Result<(KeySlot, Keys), RepoError> {
-    let mut problems: Vec<RepoError> = slots.damaged.iter().map(|(_, error)| error.clone()).collect();
+    let mut problem = slots.damaged.last().map(|(_, error)| error.clone());
     let mut tried = Vec::new();
     for slot in &slots.slots {
         let (secret, tried_slot) = (secret.clone(), slot.clone());
         match cpu.run(move || tried_slot.open(&secret)).await {
             Ok(keys) => return Ok((slot.clone(), keys)),
             Err(SlotError::WrongSecret | SlotError::OtherKind(_)) => tried.push(layout::slot_name(slot.id)),
-            Err(error) => problems.push(RepoError::damaged(layout::slot_name(slot.id), error)),
+            Err(error) => problem = Some(RepoError::damaged(layout::slot_name(slot.id), error)),
         }
     }
-    match problems.pop() {
+    match problem {
         Some(problem) if tried.is_empty() => Err(problem),
         None if tried.is_empty() => Err(RepoError::damaged("keys/", "there is no key slot")),
         problem => {

@@ -124,7 +124,7 @@ impl Walk<'_> {
             open = opened;
             let named = found.trees.iter().map(|tree| tree.at.pack).chain(found.chunks.iter().map(|chunk| chunk.2));
             let places = named.filter_map(|pack| self.look.packs.find(pack));
-            let asked: Vec<_> = places.filter(|place| !self.look.packs.at(*place).stays()).collect();
+            let asked = places.filter(|place| !self.look.packs.at(*place).stays());
             fetch_moves(self.repo, self.look, &mut self.moves, asked).await?;
             for tree in found.trees {
                 self.want(tree).await?;

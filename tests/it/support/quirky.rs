@@ -200,25 +200,25 @@ type Closed = std::io::Error;
 impl State {
     async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response<Body>, Closed> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        if let Some((status, code)) = self.refusal(request.headers()) {
-            return Ok(refused(status, &code));
-        }
-        if let Some(most) = self.quirks.at_once_max {
-            let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-            tokio::time::sleep(BUSY_FOR).await;
-            self.under_way.fetch_sub(1, Ordering::SeqCst);
-            if now > most {
-                return Ok(refused(503, "SlowDown"));
+        let mut fault = None;
+        let refusal = match self.refusal(request.headers()) {
+            None if self.is_busy().await => Some((503, "SlowDown".to_owned())),
+            None => {
+                fault = self.fault(&request);
+                match fault {
+                    Some(Fault::SlowDown) => Some((503, "SlowDown".to_owned())),
+                    Some(Fault::Internal) => Some((500, "InternalError".to_owned())),
+                    _ => None,
+                }
             }
-        }
-        let fault = self.fault(&request);
-        if matches!(fault, Some(Fault::SlowDown | Fault::Internal)) {
+            refusal => refusal,
+        };
+        if let Some((status, code)) = refusal {
             // Who answers before the end of the body closes the connection, which would be a second fault.
             while request.body_mut().frame().await.is_some() {}
+            return Ok(refused(status, &code));
         }
         match fault {
-            Some(Fault::SlowDown) => return Ok(refused(503, "SlowDown")),
-            Some(Fault::Internal) => return Ok(refused(500, "InternalError")),
             Some(Fault::Reset) => return Err(Closed::other("reset")),
             Some(Fault::Stall) => {
                 std::future::pending::<Infallible>().await;
@@ -231,6 +231,15 @@ impl State {
             Some(fault) => Ok(cut(answer, fault).await),
             None => Ok(self.tagged(answer)),
         }
+    }
+
+    /// Whether there are too many requests at once.
+    async fn is_busy(&self) -> bool {
+        let Some(most) = self.quirks.at_once_max else { return false };
+        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        tokio::time::sleep(BUSY_FOR).await;
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        now > most
     }
 
     /// What is refused whatever it is.
