@@ -49,6 +49,7 @@ from nacl.exceptions import CryptoError
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 HEADER_MAX, PACK_MAX, FOOTER_MAX, RUN_MAX, PENDING_MAX = 64 * KIB, 64 * MIB, 16 * MIB, 64 * MIB, 64 * MIB
+MOVED_MAX, MOVED_HEAD_MAX, MOVED_PACKS_MAX = 96 * MIB, 64 * KIB, 1024
 MANIFEST_MAX, CHUNK_MAX, RAW_FRAME_MAX, PAGE_MAX = 16 * MIB, 16 * MIB, 17 * MIB, 8 * MIB
 SEALED_FRAME_MIN, SEALED_FRAME_MAX = 41, 34 * MIB
 HOLES_MAX, XATTRS_MAX, BRANCHES_MAX, ERRORS_MAX = 16_384, MIB, 4, 10_000
@@ -770,20 +771,44 @@ class Kloset:
             reference = TreeRef if kind == TREES else ChunkRef
             index[kind, ident].append(reference(ident, chunk_length, session, pack, *located, chunk_offset))
 
-    def moved_run(self, name):
-        """Where the chunks of a pack went: as in an index run."""
-        content = self.store.get(name, RUN_MAX)
-        need(content[:8] == b"KLOSET1M", "not a list of moved chunks")
-        return parse_run(self._open(self.keys.moved, "moved chunks", name.encode(), content[8:], RUN_MAX))
+    def moved_runs(self, name):
+        """Where the chunks of packs went: session, pack, and as in an index run."""
+        content = self.store.get(name, MOVED_MAX)
+        need(content[:8] == b"KLOSET1M" and len(content) >= 12, "not a list of moved chunks")
+        start = 12 + struct.unpack_from("<I", content, 8)[0]
+        need(start <= min(len(content), MOVED_HEAD_MAX), "a table that is too long")
+        limit = 8 + 40 * MOVED_PACKS_MAX
+        table = self._open(self.keys.moved, "moved packs", name.encode(), content[12:start], limit)
+        need(len(table) >= 8, "a table without a head")
+        version, count = struct.unpack_from("<II", table)
+        need(version == 1, f"version {version} is not known")
+        need(len(table) == 8 + 40 * count, "a table of another length")
+        rows = list(struct.iter_unpack("<32sII", table[8:]))
+        need(rows == sorted(rows, key=lambda row: row[:2]), "packs that are not sorted")
+        need(start + sum(length for _, _, length in rows) == len(content), "another length than its table says")
+        runs = []
+        for session, pack, length in rows:
+            sealed, start = content[start : start + length], start + length
+            raw = self._open(self.keys.moved, "moved chunks", pack_name(session, pack).encode(), sealed, RUN_MAX)
+            packs, entries = parse_run(raw)
+            runs.append((session, pack, (packs, list(entries))))
+        return runs
+
+    @functools.cached_property
+    def emptied(self):
+        """What prunes said: references by the pack that was emptied, kind and id."""
+        index = collections.defaultdict(lambda: collections.defaultdict(list))
+        for name in self._names("index/moved", r"index/moved/[0-9a-f]{32}"):
+            try:
+                for session, pack, run in self.moved_runs(name):
+                    self._refer(run, index[session, pack])
+            except Damaged as error:
+                print(f"{name}: {error}", file=sys.stderr)
+        return index
 
     def went(self, ref, kind, left=8):
-        """Where a prune moved a chunk, one after another."""
-        index = collections.defaultdict(list)
-        try:
-            self._refer(self.moved_run("index/moved/" + pack_name(ref.session, ref.pack).removeprefix("packs/")), index)
-        except Damaged:  # nobody moved it
-            return
-        for other in index[kind, ref.id] if left else []:
+        """Where prunes moved a chunk, one after another."""
+        for other in self.emptied.get((ref.session, ref.pack), {}).get((kind, ref.id), []) if left else []:
             yield other
             yield from self.went(other, kind, left - 1)
 
@@ -818,8 +843,8 @@ class Kloset:
             with_name(pack_name(session, pack), self.check_pack, session, pack)
         for name in self.runs():
             with_name(name, self.check_run, name)
-        for name in self._names("index/moved", r"index/moved/[0-9a-f]{64}/[0-9a-f]{8}"):
-            with_name(name, self.moved_run, name)
+        for name in self._names("index/moved", r"index/moved/[0-9a-f]{32}"):
+            with_name(name, self.moved_runs, name)
         for name in self._names("pending", r"pending/[0-9a-f]{32}"):
             with_name(name, self.pending, name)
 

@@ -95,6 +95,9 @@ id_type!(
 id_type!(
     /// Names a pending list: random.
     PendingId, 16);
+id_type!(
+    /// Names an object that says where moved chunks went: random.
+    MovedId, 16);
 
 /// Names a pack: the `number`-th of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

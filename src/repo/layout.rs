@@ -3,7 +3,7 @@
 //! Names are built and parsed here only; a name that parses is exactly the one that would be built
 //! (`docs/format.md`, "Objects").
 
-use super::id::{PackId, PendingId, RunId, SessionId, SlotId, SnapshotId};
+use super::id::{MovedId, PackId, PendingId, RunId, SessionId, SlotId, SnapshotId};
 
 /// The header's name.
 pub const HEADER: &str = "kloset.json";
@@ -18,7 +18,7 @@ pub const SNAPSHOTS: &str = "snapshots";
 /// The folder of pending lists.
 pub const PENDING: &str = "pending";
 
-/// The folder that says where chunks went that were moved out of packs: below the index, so that one listing shows both.
+/// The folder that says where chunks went that a prune moved: below the index, so that one listing shows both.
 pub const MOVED: &str = "index/moved";
 
 /// Returns a key slot's name.
@@ -39,16 +39,16 @@ pub fn pending_name(id: PendingId) -> String {
     format!("{PENDING}/{id}")
 }
 
-/// Returns the name of the object that says where the chunks of a pack went.
+/// Returns the name of an object that says where moved chunks went.
 #[must_use]
-pub fn moved_name(pack: PackId) -> String {
-    format!("{MOVED}/{}/{:08x}", pack.session, pack.number)
+pub fn moved_name(id: MovedId) -> String {
+    format!("{MOVED}/{id}")
 }
 
-/// Parses the name of an object that says where the chunks of a pack went.
+/// Parses the name of an object that says where moved chunks went.
 #[must_use]
-pub fn parse_moved(name: &str) -> Option<PackId> {
-    parse_numbered(name.strip_prefix("index/moved/")?)
+pub fn parse_moved(name: &str) -> Option<MovedId> {
+    name.strip_prefix("index/moved/")?.parse().ok()
 }
 
 /// Parses a key slot's name.
@@ -72,11 +72,7 @@ pub fn parse_pending(name: &str) -> Option<PendingId> {
 /// Parses a pack's name.
 #[must_use]
 pub fn parse_pack(name: &str) -> Option<PackId> {
-    parse_numbered(name.strip_prefix("packs/")?)
-}
-
-fn parse_numbered(rest: &str) -> Option<PackId> {
-    let (session, number) = rest.split_once('/')?;
+    let (session, number) = name.strip_prefix("packs/")?.split_once('/')?;
     let session: SessionId = session.parse().ok()?;
     let mut bytes = [0; 4];
     super::id::from_hex(number, &mut bytes)?;
@@ -152,8 +148,9 @@ mod tests {
         assert_eq!(parse_pack(&format!("{pack}.tmp")), None);
         assert_eq!(parse_slot(&slot_name(SlotId([3; 16]))), Some(SlotId([3; 16])));
         assert_eq!(parse_run(&run_name(RunId([3; 16]))), Some(RunId([3; 16])));
-        assert_eq!(parse_moved(&moved_name(pack)), Some(pack));
-        assert_eq!((parse_run(&moved_name(pack)), parse_pack(&moved_name(pack))), (None, None));
+        let moved = moved_name(MovedId([3; 16]));
+        assert_eq!(parse_moved(&moved), Some(MovedId([3; 16])));
+        assert_eq!((parse_run(&moved), parse_pack(&moved), parse_moved(&run_name(RunId([3; 16])))), (None, None, None));
         assert_eq!(parse_pending(&pending_name(PendingId([3; 16]))), Some(PendingId([3; 16])));
     }
 }

@@ -3,7 +3,7 @@
 //! [`Repo`] is an opened kloset. Pure files take bytes and return values: [`id`], [`layout`], [`crypto`], [`keyslot`],
 //! [`bucket_names`], [`header`], [`compress`], [`chunker`], [`sealed`], [`pack`], [`index`], [`tree`], [`snapshot`],
 //! [`pending`], [`moved`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`],
-//! [`repair`], [`forget`], [`prune`], [`slots`], [`standing`]. Nothing here prints, mounts or walks folders.
+//! [`repair`], [`forget`], [`prune`], [`emptied`], [`slots`], [`standing`]. Nothing here prints, mounts or walks folders.
 
 pub mod blocks;
 pub mod bucket_names;
@@ -16,6 +16,7 @@ pub mod content_id;
 pub mod crypto;
 pub mod diff;
 pub mod distinct;
+pub mod emptied;
 pub mod error;
 pub mod find;
 pub mod forget;

@@ -8,29 +8,24 @@
 mod census;
 mod choose;
 mod look;
+mod moves;
 mod needed;
 mod repack;
 mod runs;
 mod walk;
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
-
 use super::Repo;
+use super::emptied::Tidy;
 use super::error::RepoError;
 use super::id::{PackId, PendingId};
-use super::index::IndexRun;
 use super::layout;
-use super::moved;
 use super::pack::{self, PACK_BYTES_MAX};
 use super::pending::PendingList;
 use crate::store::{Store, StoreCounts, StoreError};
 use choose::Choice;
 use look::{Look, Mark};
-use walk::Moves;
 
 pub use repack::Repacked;
 
@@ -39,8 +34,6 @@ pub use repack::Repacked;
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// Packs on one pending list: about 8 MB of JSON.
 const LIST_PACKS_MAX: usize = 100_000;
-/// Objects of moved chunks fetched at once.
-const MOVES_AT_ONCE: usize = 32;
 /// A look is taken anew at most so often because another prune rewrote the index meanwhile.
 const LOOKS_MAX: usize = 3;
 
@@ -143,7 +136,7 @@ pub struct PrunePlan {
     pub early: Amount,
     /// Index runs that there are, that are to be written anew, and that these become.
     pub runs: (u64, u64, u64),
-    /// Objects that say where chunks went and that no snapshot needs any more.
+    /// Emptied packs that no snapshot refers to any more: where their chunks went need not be told.
     pub moved_gone: u64,
     /// About what it takes; what the plan took is not in it, though an `apply` looks again.
     pub requests: Requests,
@@ -167,8 +160,8 @@ struct Decision {
     look: Look,
     choice: Choice,
     rewritten: Vec<usize>,
-    /// Objects that say where chunks went and that nobody needs.
-    moved_gone: Vec<PackId>,
+    /// What becomes of the objects that say where chunks went.
+    tidy: Tidy,
     plan: PrunePlan,
 }
 
@@ -192,7 +185,7 @@ pub async fn apply(repo: &Repo, options: &PruneOptions, progress: Progress<'_>) 
     let decided = decide(repo, options, Some(probe), progress).await;
     // A store that refuses to delete says so here.
     repo.store.delete(&layout::pending_name(probe)).await?;
-    let Decision { look, choice, rewritten, moved_gone, plan } = decided?;
+    let Decision { look, choice, rewritten, tidy, plan } = decided?;
     progress(Stage::Delete, 0, plan.delete.packs);
     let put = runs::rewrite(repo, &look, &rewritten, &choice.delete).await?;
     if !choice.delete.is_empty() {
@@ -200,8 +193,7 @@ pub async fn apply(repo: &Repo, options: &PruneOptions, progress: Progress<'_>) 
     }
     let names: Vec<_> = choice.delete.iter().map(|place| look.packs.at(*place).id.to_string()).collect();
     repo.store.delete_all(&names).await?;
-    let moved: Vec<_> = moved_gone.iter().map(|id| layout::moved_name(*id)).collect();
-    repo.store.delete_all(&moved).await?;
+    look.emptied.apply(repo, &tidy, |pack| is_done_with(&look, &choice, pack)).await?;
     mark(repo, damaged(repo, &look, &choice.spare).await?).await?;
     let lists: Vec<_> = look.lists.iter().filter(|l| l.is_due).map(|l| layout::pending_name(l.id)).collect();
     repo.store.delete_all(&lists).await?;
@@ -266,18 +258,23 @@ async fn decide_once(
     census::verify(repo, &mut look, copies).await?;
     let choice = choose::choose(&look, options);
     let rewritten = runs::to_rewrite(&look, options, &choice.delete);
-    // Nobody asks for these any more: what a snapshot still needs of a pack that is gone was followed by the walk.
-    let is_gone = |pack: &look::Pack| pack.has_moved && !pack.moved_used;
-    let gone = look.packs.filter(|pack| is_gone(pack) && pack.listed.is_none());
-    let deleted = choice.delete.iter().copied().filter(|place| is_gone(look.packs.at(*place)));
-    let moved_gone: Vec<_> = gone.into_iter().chain(deleted).map(|place| look.packs.at(place).id).collect();
+    let tidy = look.emptied.tidy(|pack| is_done_with(&look, &choice, pack));
     let mut plan = sum_up(&look, &choice, options);
     let become_of = runs::become_of(&look, &rewritten) as u64;
     plan.runs = (look.runs.len() as u64, rewritten.len() as u64, become_of);
-    plan.moved_gone = moved_gone.len() as u64;
-    plan.requests = requests(&look, &plan, &before, &repo.store);
+    plan.moved_gone = tidy.packs;
+    plan.requests = requests(&look, &plan, &tidy, (&before, &repo.store));
     plan.requests.gets += rewritten.iter().filter(|at| look.runs[**at].kept.is_none()).count() as u64;
-    Ok(Decision { look, choice, rewritten, moved_gone, plan })
+    Ok(Decision { look, choice, rewritten, tidy, plan })
+}
+
+/// Tells whether nobody asks any more where the chunks of a pack went: it is gone, or goes now, and what a snapshot still
+/// needs of a pack that is gone was followed by the walk.
+fn is_done_with(look: &Look, choice: &Choice, pack: PackId) -> bool {
+    look.packs.find(pack).is_none_or(|place| {
+        let pack = look.packs.at(place);
+        !pack.moved_used && (pack.listed.is_none() || choice.delete.binary_search(&place).is_ok())
+    })
 }
 
 fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
@@ -318,16 +315,18 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
 }
 
 /// Returns about what an `apply` takes: the look again, and what it does.
-fn requests(look: &Look, plan: &PrunePlan, before: &StoreCounts, store: &Store) -> Requests {
+fn requests(look: &Look, plan: &PrunePlan, tidy: &Tidy, (before, store): (&StoreCounts, &Store)) -> Requests {
     let after = store.counts();
     let due = look.lists.iter().filter(|list| list.is_due).count() as u64;
     let lists_put = [plan.mark, plan.spare, plan.repack].iter().filter(|amount| amount.packs > 0).count() as u64;
+    let (moved_read, moved_put, moved_deleted) = tidy.objects();
+    let moved_new = plan.repack.packs.div_ceil(repack::STEP_PACKS as u64);
     let new_packs = plan.repack_bytes_written.div_ceil(pack::DATA_PACK_BYTES as u64);
     Requests {
         lists: after.lists - before.lists + u64::from(plan.runs.1 > 0) + u64::from(plan.delete.packs > 0),
-        gets: after.gets - before.gets + plan.repack.packs,
-        puts: 1 + plan.runs.2 + lists_put + new_packs + plan.repack.packs + u64::from(plan.repack.packs > 0),
-        deletes: 1 + [plan.runs.1, plan.delete.packs, plan.moved_gone, due]
+        gets: after.gets - before.gets + plan.repack.packs + moved_read,
+        puts: 1 + plan.runs.2 + lists_put + new_packs + moved_put + 2 * moved_new,
+        deletes: 1 + [plan.runs.1, plan.delete.packs, moved_deleted, due]
             .map(|n| store.deletions_for(n))
             .iter()
             .sum::<u64>(),
@@ -351,31 +350,4 @@ async fn put_list(repo: &Repo, packs: Vec<PackId>) -> Result<PendingId, RepoErro
     let object = list.seal(&repo.keys.index_key(), repo.keys.kloset(), id, repo.env.entropy.bytes());
     repo.store.put_new(&layout::pending_name(id), object.into()).await?;
     Ok(id)
-}
-
-/// Asks where the chunks of these packs went, where somebody says so and it is not known yet; of many at once, since a prune
-/// that follows a large repack asks of thousands.
-async fn fetch_moves(
-    repo: &Repo,
-    look: &Look,
-    moves: &mut Moves,
-    places: impl IntoIterator<Item = u32>,
-) -> Result<(), RepoError> {
-    let is_asked = |place: &u32| look.packs.at(*place).has_moved && !moves.contains_key(place);
-    let asked: BTreeSet<u32> = places.into_iter().filter(is_asked).collect();
-    let fetch = |place| async move {
-        let run = moved::load(&repo.store, &repo.keys, look.packs.at(place).id).await?;
-        Ok::<_, RepoError>((place, run.map(Arc::new)))
-    };
-    let mut fetched = futures::stream::iter(asked).map(fetch).buffer_unordered(MOVES_AT_ONCE);
-    while let Some((place, run)) = fetched.try_next().await? {
-        moves.insert(place, run);
-    }
-    Ok(())
-}
-
-/// Returns where the chunks of a pack went, asking for it once.
-async fn moved_of(repo: &Repo, look: &Look, moves: &mut Moves, place: u32) -> Result<Option<Arc<IndexRun>>, RepoError> {
-    fetch_moves(repo, look, moves, [place]).await?;
-    Ok(moves.get(&place).cloned().flatten())
 }

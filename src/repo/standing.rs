@@ -1,14 +1,15 @@
 //! Which packs a writer may refer to without asking the index: what it saw when it began.
 //!
 //! A parent snapshot is in the store, so all that it needs is, too; but a pack that it refers to may await deletion, or may
-//! be gone with its chunks in another. Two listings tell: the pending lists, and the index, which also names the packs
-//! that chunks were moved out of (`docs/format.md`, "A writer against prune"). Nothing of the index is read for that.
+//! be gone with its chunks in another. Two listings tell: the pending lists, and the index, below which prunes say which
+//! packs they emptied (`docs/format.md`, "A writer against prune"). No index run is read for that.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
 
 use super::Repo;
+use super::emptied::Emptied;
 use super::error::RepoError;
 use super::id::{PackId, RunId};
 use super::{layout, lookup};
@@ -18,8 +19,8 @@ use super::{layout, lookup};
 pub struct Standing {
     /// Packs that await deletion.
     pub pending: HashSet<PackId>,
-    /// Packs that chunks were moved out of.
-    moved: HashSet<PackId>,
+    /// Packs that prunes emptied.
+    emptied: HashSet<PackId>,
     /// The index runs that there were: as long as they are, no pack that one names is deleted.
     pub runs: HashSet<RunId>,
     /// The packs that index runs name, if these were read.
@@ -30,16 +31,21 @@ impl Standing {
     /// Looks; before the snapshots are listed that a parent is chosen from.
     ///
     /// # Errors
-    /// [`RepoError`].
+    /// [`RepoError`]; a write-only slot has no parent to look for.
     pub async fn look(repo: &Repo) -> Result<Self, RepoError> {
         let pending = lookup::load_pending(&repo.store, &repo.keys).await?;
         let index = repo.store.list(layout::INDEX).await?;
-        Ok(Self {
-            pending,
-            moved: index.iter().filter_map(|object| layout::parse_moved(&object.name)).collect(),
-            runs: index.iter().filter_map(|object| layout::parse_run(&object.name)).collect(),
-            named: None,
-        })
+        let runs = index.iter().filter_map(|object| layout::parse_run(&object.name)).collect();
+        match Emptied::of(&repo.cached, &repo.keys, &index).await {
+            Ok(emptied) if emptied.damaged.is_empty() => {
+                Ok(Self { pending, emptied: emptied.packs().collect(), runs, named: None })
+            }
+            // One was written anew meanwhile, or does not open: the index tells as well.
+            Ok(_) | Err(RepoError::PruneAtWork) => {
+                Ok(Self { pending, emptied: HashSet::new(), runs, named: Some(named(repo).await?) })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Looks, and reads which packs the index names: for who was told that something it relied on is gone.
@@ -47,9 +53,12 @@ impl Standing {
     /// # Errors
     /// [`RepoError`].
     pub async fn read(repo: &Repo) -> Result<Self, RepoError> {
-        let mut standing = Self::look(repo).await?;
-        standing.named = Some(named(repo).await?);
-        Ok(standing)
+        let standing = Self::look(repo).await?;
+        let named = match standing.named {
+            Some(named) => named,
+            None => named(repo).await?,
+        };
+        Ok(Self { named: Some(named), ..standing })
     }
 
     /// Tells whether what a snapshot refers to in that pack is there and stays.
@@ -58,14 +67,14 @@ impl Standing {
         !self.pending.contains(&pack)
             && match &self.named {
                 Some(named) => named.contains(&pack),
-                None => !self.moved.contains(&pack),
+                None => !self.emptied.contains(&pack),
             }
     }
 
     /// Tells whether every pack holds that a snapshot refers to.
     #[must_use]
     pub fn holds_all(&self) -> bool {
-        self.pending.is_empty() && self.moved.is_empty() && self.named.is_none()
+        self.pending.is_empty() && self.emptied.is_empty() && self.named.is_none()
     }
 }
 

@@ -8,19 +8,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kloset_mount::backup::{self, BackupOptions};
 use kloset_mount::monitor::Monitor;
-use kloset_mount::repo::Repo;
 use kloset_mount::repo::id::{ChunkId, PendingId};
 use kloset_mount::repo::layout::{self, SnapshotName};
 use kloset_mount::repo::lookup;
 use kloset_mount::repo::pack::PACK_BYTES_MAX;
 use kloset_mount::repo::pending::PendingList;
 use kloset_mount::repo::repair::{CORRECTED_TAG, Outcome, RepairOptions, RepairReport, Wanted, other, repair};
+use kloset_mount::repo::{Repo, RepoError};
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 
 use crate::crash::subsets;
-use crate::prune::prune_often;
+use crate::prune::{World, prune_often, try_prune};
 use crate::support::kloset::{Kloset, options, runtime};
 use crate::support::random::{noise, size, slow};
 use crate::support::stores::Recording;
@@ -328,6 +328,39 @@ fn what_does_not_open_is_moved_aside_with_a_copy_and_what_is_not_understood_stay
     assert!(get(&name).is_err());
     assert_eq!(report.left.iter().map(|left| &left.object).collect::<Vec<_>>(), [&layout::pending_name(id)]);
     assert!(get(&layout::pending_name(id)).is_ok() && !report.is_whole());
+}
+
+/// What a prune said of moved chunks is damaged: readers and backups do without it, a prune stops, and a repair sets it aside.
+#[test]
+fn a_damaged_list_of_moved_chunks_is_named_and_set_aside_and_nothing_is_lost_meanwhile() {
+    let world = World::new(51);
+    prune_often(&Kloset::open(world.recording.clone()).unwrap(), 2);
+    let store = world.state();
+    let objects = |store: &InMemory| {
+        let found = runtime().block_on(Kloset::open(store.clone()).unwrap().0.store.list(layout::MOVED)).unwrap();
+        found.into_iter().map(|object| object.name).collect::<Vec<_>>()
+    };
+    let [name] = &objects(&store)[..] else { panic!("{:?}", objects(&store)) };
+    for damage in
+        [&(|content: &mut Vec<u8>| *middle(content) ^= 1) as &dyn Fn(&mut Vec<u8>), &|content| content.truncate(70)]
+    {
+        let store = world.state();
+        change(&store, name, damage);
+        let kloset = Kloset::open(store.clone()).unwrap();
+        let damaged: Vec<_> = kloset.check().unwrap().damaged.into_iter().map(|damage| damage.object).collect();
+        assert_eq!(damaged, std::slice::from_ref(name));
+        for (name, dump) in &world.kept {
+            assert_same(dump, &kloset.dump(*name, world.source.path()).unwrap());
+        }
+        let now = world.source.scan();
+        assert_same(&now, &kloset.dump(kloset.backup(world.source.path()).name, world.source.path()).unwrap());
+        assert!(matches!(try_prune(&kloset), Err(RepoError::Damaged { object, .. }) if object == *name));
+        let report = run(&kloset, true, &From::Nobody);
+        assert_eq!(report.set_aside, std::slice::from_ref(name));
+        prune_often(&kloset, 3);
+        world.assert_kept(&kloset, "after the repair and three prunes");
+        assert!(kloset.check().unwrap().damaged.is_empty());
+    }
 }
 
 /// Every prefix of a repair's mutations, with what was in flight: what read before reads, and the next repair ends it.

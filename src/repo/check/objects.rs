@@ -1,4 +1,5 @@
-//! The objects by themselves: header, key slots, snapshots, pending lists, index runs, and what else lies there.
+//! The objects by themselves: header, key slots, snapshots, pending lists, index runs, moved chunks, and what else lies
+//! there.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,7 +9,7 @@ use futures::StreamExt;
 use super::super::Repo;
 use super::super::error::RepoError;
 use super::super::header::{HEADER_BYTES_MAX, Header};
-use super::super::id::{PackId, RunId};
+use super::super::id::{MovedId, RunId};
 use super::super::index::{IndexRun, RUN_BYTES_MAX};
 use super::super::keyslot::{KeySlot, SLOT_BYTES_MAX};
 use super::super::layout::{self, SnapshotName};
@@ -200,20 +201,24 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
 pub(super) fn is_ours(name: &str) -> bool {
     name == layout::HEADER
         || layout::parse_run(name).is_some()
+        || layout::parse_moved(name).is_some()
         || layout::parse_pending(name).is_some()
         || SnapshotName::parse(name).is_some()
 }
 
-/// Opens what says where chunks went that a prune moved.
-async fn look_at_moved(repo: &Repo, findings: &mut Findings, ids: Vec<PackId>) -> Result<(), RepoError> {
-    let mut fetches = futures::stream::iter(ids)
-        .map(|id| async move { moved::load(&repo.store, &repo.keys, id).await })
-        .buffered(FETCHES);
-    while let Some(run) = fetches.next().await {
-        match run {
-            Ok(_) => {} // one that is gone is not needed any more
-            Err(RepoError::Damaged { object, problem }) => drop(findings.damaged(&object, problem)),
-            Err(error) => return Err(error),
+/// Opens all that says where chunks went that a prune moved.
+async fn look_at_moved(repo: &Repo, findings: &mut Findings, ids: Vec<MovedId>) -> Result<(), RepoError> {
+    for id in ids {
+        let name = layout::moved_name(id);
+        match fetch(&repo.store, &name, moved::OBJECT_BYTES_MAX as u64).await? {
+            Fetched::Missing => {} // written anew by a prune meanwhile
+            Fetched::TooLong => drop(findings.damaged(&name, "longer than a list of moved chunks can be")),
+            Fetched::Content(content) => {
+                let keys = repo.keys.clone();
+                if let Err(error) = repo.cpu.run(move || moved::open(&keys, id, &content).map(drop)).await {
+                    findings.damaged(&name, error);
+                }
+            }
         }
     }
     Ok(())

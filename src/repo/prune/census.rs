@@ -15,8 +15,8 @@ use super::super::lookup;
 use super::super::pack::PackKind;
 use super::super::tree::Placed;
 use super::look::{Look, Mark};
-use super::walk::Moves;
-use super::{Progress, Stage, fetch_moves};
+use super::moves::Moves;
+use super::{Progress, Stage};
 
 /// Chunks read at once.
 const READS: usize = 16;
@@ -39,7 +39,7 @@ pub(super) async fn take(
     progress: Progress<'_>,
 ) -> Result<Copies, RepoError> {
     let due = look.packs.filter(|pack| pack.mark == Mark::Due);
-    fetch_moves(repo, look, moves, due).await?;
+    moves.fetch(repo, look, due).await?;
     let runs: Vec<_> = look.runs.iter().map(|run| (run.id, run.bytes)).collect();
     let (total, mut done) = (runs.len() as u64, 0);
     let (mut copies, mut counted, mut kept) = (Copies::new(), HashSet::new(), 0);
@@ -90,8 +90,7 @@ fn learn(
 
 /// Tells whether a prune moved a chunk out of a pack to where the snapshots have it.
 fn was_moved(look: &mut Look, moves: &Moves, place: u32, id: ChunkId) -> bool {
-    let Some(Some(run)) = moves.get(&place) else { return false };
-    run.places(id).any(|placed| {
+    moves.places(look.packs.at(place).id, id).any(|placed| {
         let to = look.packs.place(placed.location.pack);
         look.packs.at(to).stays() && look.needed.has(id, to)
     })

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use futures::{StreamExt, TryStreamExt};
 
 use super::super::Repo;
+use super::super::emptied::Emptied;
 use super::super::error::RepoError;
 use super::super::id::{PackId, PendingId, RunId};
 use super::super::index::IndexRun;
@@ -50,9 +51,7 @@ pub(super) struct Pack {
     pub(super) raw_needed: u64,
     /// Whether a snapshot needs something in it.
     pub(super) is_needed: bool,
-    /// Whether an object says where its chunks went,
-    pub(super) has_moved: bool,
-    /// and whether a snapshot needed that.
+    /// Whether a snapshot needs what an earlier prune said of where its chunks went.
     pub(super) moved_used: bool,
 }
 
@@ -85,7 +84,6 @@ impl Packs {
                 raw: 0,
                 raw_needed: 0,
                 is_needed: false,
-                has_moved: false,
                 moved_used: false,
             });
         }
@@ -139,6 +137,8 @@ pub(super) struct Look {
     pub(super) runs: Vec<Run>,
     pub(super) packs: Packs,
     pub(super) roots: Vec<(SnapshotName, TreeRef)>,
+    /// The packs that earlier prunes emptied.
+    pub(super) emptied: Emptied,
     /// What the snapshots need; filled by the walk.
     pub(super) needed: Needed,
     /// Distinct trees and content pages.
@@ -169,6 +169,10 @@ pub(super) async fn look(
     progress(Stage::Listing, 3, 4);
     let roots = roots(repo, &snapshots).await?;
     let lists = pending(repo, &lists, now_ms, options).await?;
+    let mut emptied = Emptied::of(&repo.store, &repo.keys, &index).await?;
+    if let Some(error) = emptied.damaged.pop() {
+        return Err(error);
+    }
     let runs = index.iter().filter_map(|o| {
         let (id, bytes, put_ms) = (layout::parse_run(&o.name)?, o.bytes, o.modified_unix_ms);
         Some(Run { id, bytes, put_ms, entries: 0, packs: Vec::new(), kept: None })
@@ -179,10 +183,11 @@ pub(super) async fn look(
         runs: runs.collect(),
         packs: Packs::default(),
         roots,
+        emptied,
         needed: Needed::default(),
         trees: 0,
     };
-    enter(&mut look, &packs, &index);
+    enter(&mut look, &packs);
     Ok(look)
 }
 
@@ -195,17 +200,13 @@ fn take_probe(lists: &mut Vec<ObjectInfo>, probe: PendingId) -> Result<i64, Repo
     Ok(lists.remove(at).modified_unix_ms)
 }
 
-fn enter(look: &mut Look, packs: &[ObjectInfo], index: &[ObjectInfo]) {
+fn enter(look: &mut Look, packs: &[ObjectInfo]) {
     for object in packs {
         if let Some(id) = layout::parse_pack(&object.name) {
             let place = look.packs.place(id);
             let pack = look.packs.at_mut(place);
             (pack.listed, pack.put_ms) = (Some(object.bytes), object.modified_unix_ms);
         }
-    }
-    for id in index.iter().filter_map(|o| layout::parse_moved(&o.name)) {
-        let place = look.packs.place(id);
-        look.packs.at_mut(place).has_moved = true;
     }
     for list in &look.lists {
         let mark = if list.is_due { Mark::Due } else { Mark::Waiting };

@@ -1,4 +1,4 @@
-//! Emptying packs: what is needed of them goes into new packs, and an object says of each old pack where it went.
+//! Emptying packs: what is needed of them goes into new packs, and an object says where it went.
 //!
 //! Old packs are fetched whole and a few ahead; only frames with something needed are opened, each chunk's id is checked,
 //! and frames are laid out as a writer does. Work ends in steps: new packs, the index run that names them, what says where
@@ -14,11 +14,11 @@ use tokio::sync::Semaphore;
 
 use super::super::Repo;
 use super::super::crypto::SealingKey;
+use super::super::emptied;
 use super::super::error::RepoError;
 use super::super::id::{ChunkId, PackId, SessionId};
 use super::super::index::{IndexEntry, IndexRun, IndexedPack, RUN_ENTRIES_MAX};
-use super::super::layout;
-use super::super::moved;
+use super::super::moved::{self, PACKS_MAX};
 use super::super::pack::{
     self, DATA_FRAME_BYTES, DATA_PACK_BYTES, FRAME_CHUNKS_MAX, FrameEntry, LONE_CHUNK_BYTES, PACK_BYTES_MAX,
     PACK_CHUNKS_MAX, PackBuilder, PackKind, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
@@ -34,9 +34,7 @@ const FETCH_KIB: u32 = 64 << 10;
 /// and put at once.
 const PUTS_MAX: usize = 3;
 /// So many packs are emptied at most before they are marked.
-const STEP_PACKS: usize = 1024;
-/// Small objects put or deleted at once.
-const SMALL_PUTS: usize = 32;
+pub(super) const STEP_PACKS: usize = PACKS_MAX;
 
 /// What was repacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -310,29 +308,15 @@ impl<'a> Repacker<'a> {
         if !run.packs.is_empty() {
             super::runs::put_new(self.repo, run).await?;
         }
-        let moved = std::mem::take(&mut self.moved);
-        let (repo, look) = (self.repo, self.look);
-        futures::stream::iter(moved)
-            .map(|(place, run)| async move { put_moved(repo, look, place, run).await })
-            .buffer_unordered(SMALL_PUTS)
-            .try_collect::<()>()
-            .await?;
+        let (repo, look, mut blocks) = (self.repo, self.look, Vec::new());
+        for (place, mut run) in std::mem::take(&mut self.moved) {
+            let old = look.packs.at(place).id;
+            let block = moved::seal_block(&repo.keys, old, &mut run, repo.env.entropy.bytes())?;
+            emptied::add(repo, &mut blocks, block).await?;
+        }
+        emptied::put(repo, blocks).await?;
         let emptied: Vec<_> = self.emptied.drain(..).map(|place| look.packs.at(place).id).collect();
         mark(repo, emptied).await
-    }
-}
-
-/// Says where the chunks of an old pack went. One that a crash left is taken away first: the old pack was not marked then.
-async fn put_moved(repo: &Repo, look: &Look, place: u32, mut run: IndexRun) -> Result<(), RepoError> {
-    let old = look.packs.at(place);
-    let name = layout::moved_name(old.id);
-    if old.has_moved {
-        repo.store.delete(&name).await?;
-    }
-    let object = moved::seal(&repo.keys, old.id, &mut run, repo.env.entropy.bytes())?;
-    match repo.store.put_new(&name, object.into()).await {
-        Err(StoreError::AlreadyExists { .. }) => Err(RepoError::PruneAtWork),
-        put => Ok(put?),
     }
 }
 

@@ -15,20 +15,20 @@ use futures::{StreamExt, TryStreamExt};
 use super::super::crypto::Keys;
 use super::super::error::RepoError;
 use super::super::id::{ChunkId, PackId};
-use super::super::index::IndexRun;
 use super::super::lookup::Index;
 use super::super::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
 use super::super::tree::{self, ChunkRef, Data, FileContent, NodeKind, Page, Placed, TreeRef};
 use super::super::{Reader, Repo};
 use super::look::Look;
-use super::{Progress, Stage, fetch_moves, moved_of};
+use super::moves::Moves;
+use super::{Progress, Stage};
 use crate::store::StoreError;
 
 /// Packs of trees fetched at once,
 const FETCHES: usize = 32;
 /// as long as they are together not longer than this.
 const FETCH_BYTES_MAX: u64 = 64 << 20;
-/// So often a chunk may have been moved, one prune after another.
+/// So many packs that prunes emptied are followed for one chunk.
 const MOVES_MAX: usize = 64;
 /// Memory of the reader that looks whether a chunk is where the index says.
 const READER_BYTES: usize = 16 << 20;
@@ -52,9 +52,6 @@ struct Found {
     chunks: Vec<(ChunkId, u32, PackId)>,
 }
 
-/// Where chunks went, by the place of the pack that they were moved out of.
-pub(super) type Moves = HashMap<u32, Option<Arc<IndexRun>>>;
-
 struct Walk<'a> {
     repo: &'a Repo,
     look: &'a mut Look,
@@ -68,7 +65,7 @@ struct Walk<'a> {
 /// Goes through all that the snapshots reach and notes what they need.
 pub(super) async fn walk(repo: &Repo, look: &mut Look, progress: Progress<'_>) -> Result<Moves, RepoError> {
     let roots: Vec<_> = look.roots.iter().map(|(_, root)| *root).collect();
-    let (queue, seen, moves) = (BTreeMap::new(), HashSet::new(), HashMap::new());
+    let (queue, seen, moves) = (BTreeMap::new(), HashSet::new(), Moves::default());
     let mut walk = Walk { repo, look, queue, seen, moves, fallback: None };
     for at in roots {
         walk.want(Wanted { at, is_list: false }).await?;
@@ -125,7 +122,7 @@ impl Walk<'_> {
             let named = found.trees.iter().map(|tree| tree.at.pack).chain(found.chunks.iter().map(|chunk| chunk.2));
             let places = named.filter_map(|pack| self.look.packs.find(pack));
             let asked = places.filter(|place| !self.look.packs.at(*place).stays());
-            fetch_moves(self.repo, self.look, &mut self.moves, asked).await?;
+            self.moves.fetch(self.repo, self.look, asked).await?;
             for tree in found.trees {
                 self.want(tree).await?;
             }
@@ -157,8 +154,14 @@ impl Walk<'_> {
         pack: PackId,
     ) -> Result<(u32, Option<Placed>), RepoError> {
         let first = self.look.packs.place(pack);
-        let (mut at, mut placed, mut held) = (first, None, Vec::new());
-        for _ in 0..MOVES_MAX {
+        if self.look.packs.at(first).stays() {
+            self.note(chunk.0, first);
+            return Ok((first, None));
+        }
+        let (mut ways, mut followed, mut held) = (vec![(first, None)], 0, Vec::new());
+        while followed < ways.len().min(MOVES_MAX) {
+            let (at, placed) = ways[followed];
+            followed += 1;
             if self.look.packs.at(at).stays() {
                 self.note(chunk.0, at);
                 return Ok((at, placed));
@@ -166,10 +169,13 @@ impl Walk<'_> {
             if self.look.packs.at(at).listed.is_some() {
                 held.push((at, placed));
             }
-            let moves = moved_of(self.repo, self.look, &mut self.moves, at).await?;
-            let Some(next) = moves.and_then(|run| run.places(chunk.0).find(|p| p.bytes == chunk.1)) else { break };
-            self.look.packs.at_mut(at).moved_used = true;
-            (at, placed) = (self.look.packs.place(next.location.pack), Some(next));
+            for next in self.moved(chunk, at).await? {
+                self.look.packs.at_mut(at).moved_used = true;
+                let place = self.look.packs.place(next.location.pack);
+                if !ways.iter().any(|(known, _)| *known == place) {
+                    ways.push((place, Some(next)));
+                }
+            }
         }
         // It may have been marked because it is damaged, and what still opened of it, or was found, was stored anew.
         if let Some(found) = self.elsewhere(chunk, held.is_empty()).await? {
@@ -179,6 +185,13 @@ impl Walk<'_> {
         held.iter().for_each(|(at, _)| self.note(chunk.0, *at));
         let problem = || format!("missing, and chunk {} of it is nowhere else", chunk.0.short());
         held.first().copied().ok_or_else(|| RepoError::damaged(pack, problem()))
+    }
+
+    /// Returns where a chunk went that was in a pack.
+    async fn moved(&mut self, chunk: (ChunkId, u32, PackKind), place: u32) -> Result<Vec<Placed>, RepoError> {
+        self.moves.fetch(self.repo, self.look, [place]).await?;
+        let places = self.moves.places(self.look.packs.at(place).id, chunk.0);
+        Ok(places.filter(|placed| placed.bytes == chunk.1).collect())
     }
 
     fn note(&mut self, id: ChunkId, place: u32) {

@@ -7,16 +7,23 @@ use super::super::error::RepoError;
 use super::super::id::{PackId, PendingId, SnapshotId};
 use super::super::index::{IndexError, IndexRun, RUN_BYTES_MAX};
 use super::super::layout::{self, SnapshotName};
+use super::super::moved::{self, MovedError};
 use super::super::pending::{PENDING_BYTES_MAX, PendingError, PendingList};
 use super::{Left, Outcome, RepairReport, Verdict, Work};
 use crate::store::StoreError;
 
 /// Where the copies of objects lie that nobody can open: no kloset's object has such a name.
 const FOLDER: &str = "damaged";
+/// No object that is moved there is longer.
+const BYTES_MAX: usize = moved::OBJECT_BYTES_MAX;
+const _: () = assert!(BYTES_MAX >= RUN_BYTES_MAX && BYTES_MAX >= PENDING_BYTES_MAX);
 
-/// Returns the index runs and pending lists that do not open.
+/// Returns the index runs, lists of moved chunks and pending lists that do not open.
 pub(super) fn closed(findings: &Findings) -> Vec<String> {
-    let matters = |name: &str| layout::parse_run(name).is_some() || layout::parse_pending(name).is_some();
+    let matters = |name: &str| {
+        let parsed = [layout::parse_run(name).is_some(), layout::parse_moved(name).is_some()];
+        parsed.contains(&true) || layout::parse_pending(name).is_some()
+    };
     let objects = findings.objects.iter().filter(|(name, trouble)| matters(name) && !trouble.missing);
     objects.map(|(name, _)| name.clone()).collect()
 }
@@ -46,7 +53,7 @@ pub(super) fn mark(
 pub(super) fn set_aside(work: &Work<'_>, closed: &[String], report: &mut RepairReport) -> Result<(), RepoError> {
     for name in closed {
         let store = &work.repo.store;
-        let content = match work.runtime.block_on(store.get(name, RUN_BYTES_MAX.max(PENDING_BYTES_MAX) as u64)) {
+        let content = match work.runtime.block_on(store.get(name, BYTES_MAX as u64)) {
             Err(StoreError::NotFound { .. }) => continue,
             Err(StoreError::TooLarge { .. }) => {
                 let advice = "it is too long to be one of this kloset's: delete it with the store's own tools";
@@ -77,6 +84,12 @@ fn is_sealed_to_nobody(work: &Work<'_>, name: &str, content: &[u8]) -> bool {
     let (key, kloset) = (keys.index_key(), keys.kloset());
     if let Some(id) = layout::parse_run(name) {
         return matches!(IndexRun::open(&key, kloset, id, content), Err(IndexError::Magic | IndexError::Sealed(_)));
+    }
+    if let Some(id) = layout::parse_moved(name) {
+        return matches!(
+            moved::open(keys, id, content),
+            Err(MovedError::Magic | MovedError::Length | MovedError::Sealed(_))
+        );
     }
     layout::parse_pending(name).is_some_and(|id| {
         let opened = PendingList::open(&key, kloset, id, content);
