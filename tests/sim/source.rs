@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -30,13 +31,16 @@ pub(crate) struct Source {
     /// and what they held before each change.
     past: Vec<BTreeMap<&'static str, u64>>,
     writes: u64,
+    /// Whether a change waits until the file system gives it another time than what was before it: a folder to which a file
+    /// came and went again is otherwise a changed one only if that took long enough.
+    pub(crate) is_patient: bool,
 }
 
 impl Source {
     /// Makes an empty folder.
     pub(crate) fn new(folder: PathBuf) -> Self {
         fs::create_dir_all(folder.join("sub")).unwrap();
-        Self { folder, model: Model::new(), holds: BTreeMap::new(), past: Vec::new(), writes: 0 }
+        Self { folder, model: Model::new(), holds: BTreeMap::new(), past: Vec::new(), writes: 0, is_patient: false }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,6 +72,9 @@ impl Source {
     }
 
     fn become_as(&mut self, next: BTreeMap<&'static str, u64>) {
+        if self.is_patient {
+            self.let_a_tick_pass();
+        }
         let before = std::mem::replace(&mut self.holds, next);
         for name in NAMES {
             match (before.get(name), self.holds.get(name).copied()) {
@@ -77,6 +84,19 @@ impl Source {
             }
         }
         self.past.extend(Some(before).filter(|before| !before.is_empty()));
+    }
+
+    fn let_a_tick_pass(&self) {
+        let at = self.folder.with_extension("tick");
+        let now = || {
+            fs::write(&at, []).unwrap();
+            let meta = fs::metadata(&at).unwrap();
+            (meta.ctime(), meta.ctime_nsec())
+        };
+        let before = now();
+        while now() == before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn write(&mut self, name: &str, content: u64) {

@@ -91,7 +91,7 @@ pub(crate) struct World {
     repo: Repo,
     runtime: Runtime,
     random: Random,
-    sources: Vec<Source>,
+    pub(crate) sources: Vec<Source>,
     actors: Vec<Actor>,
     /// What each backup that was begun is to hold.
     meant: BTreeMap<usize, (PathBuf, Model)>,
