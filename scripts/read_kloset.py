@@ -49,7 +49,7 @@ from nacl.exceptions import CryptoError
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 HEADER_MAX, PACK_MAX, FOOTER_MAX, RUN_MAX, PENDING_MAX = 64 * KIB, 64 * MIB, 16 * MIB, 64 * MIB, 64 * MIB
-MOVED_MAX, MOVED_HEAD_MAX, MOVED_PACKS_MAX = 96 * MIB, 64 * KIB, 1024
+MOVED_MAX, MOVED_HEAD_MAX, MOVED_PACKS_MAX, JOINED_RUNS_MAX = 96 * MIB, 64 * KIB, 1024, 1024
 MANIFEST_MAX, CHUNK_MAX, RAW_FRAME_MAX, PAGE_MAX = 16 * MIB, 16 * MIB, 17 * MIB, 8 * MIB
 SEALED_FRAME_MIN, SEALED_FRAME_MAX = 41, 34 * MIB
 HOLES_MAX, XATTRS_MAX, BRANCHES_MAX, ERRORS_MAX = 16_384, MIB, 4, 10_000
@@ -771,6 +771,25 @@ class Kloset:
             reference = TreeRef if kind == TREES else ChunkRef
             index[kind, ident].append(reference(ident, chunk_length, session, pack, *located, chunk_offset))
 
+    def check_joined(self, name):
+        """That a joined run says what the runs say that it stands for, if all are there."""
+        content = self.store.get(name, RUN_MAX)
+        need(content[:8] == b"KLOSET1J", "not a joined index run")
+        raw = self._open(self.keys.moved, "joined index run", name.encode(), content[8:], RUN_MAX)
+        need(len(raw) >= 8, "too short for a joined index run")
+        version, count = struct.unpack_from("<II", raw)
+        need(version == 1, f"version {version} is not known")
+        need(count <= JOINED_RUNS_MAX and len(raw) >= 8 + 16 * count, "a joined index run of too many runs")
+        names = ["index/" + raw[8 + 16 * at : 24 + 16 * at].hex() for at in range(count)]
+        said = self._said(parse_run(raw[8 + 16 * count :]))
+        if set(names) <= set(self.runs()):
+            need(said == set().union(*(self._said(self.run(run)) for run in names)), "it does not say what its runs say")
+
+    @staticmethod
+    def _said(run):
+        packs, entries = run
+        return {(packs[entry[1]], entry[0], *entry[2:]) for entry in entries}
+
     def moved_runs(self, name):
         """Where the chunks of packs went: session, pack, and as in an index run."""
         content = self.store.get(name, MOVED_MAX)
@@ -798,6 +817,8 @@ class Kloset:
     def emptied(self):
         """What prunes said: references by the pack that was emptied, kind and id."""
         index = collections.defaultdict(lambda: collections.defaultdict(list))
+        for name in self._names("index/joined", r"index/joined/[0-9a-f]{32}") if self.keys.moved else []:
+            with_name(name, self.check_joined, name)
         for name in self._names("index/moved", r"index/moved/[0-9a-f]{32}"):
             try:
                 for session, pack, run in self.moved_runs(name):

@@ -96,6 +96,9 @@ id_type!(
     /// Names a pending list: random.
     PendingId, 16);
 id_type!(
+    /// Names a joined index run: random.
+    JoinedId, 16);
+id_type!(
     /// Names an object that says where moved chunks went: random.
     MovedId, 16);
 

@@ -3,7 +3,7 @@
 //! Names are built and parsed here only; a name that parses is exactly the one that would be built
 //! (`docs/format.md`, "Objects").
 
-use super::id::{MovedId, PackId, PendingId, RunId, SessionId, SlotId, SnapshotId};
+use super::id::{JoinedId, MovedId, PackId, PendingId, RunId, SessionId, SlotId, SnapshotId};
 
 /// The header's name.
 pub const HEADER: &str = "kloset.json";
@@ -21,6 +21,9 @@ pub const PENDING: &str = "pending";
 /// The folder that says where chunks went that a prune moved: below the index, so that one listing shows both.
 pub const MOVED: &str = "index/moved";
 
+/// The folder of joined index runs, below the index for the same reason.
+pub const JOINED: &str = "index/joined";
+
 /// Returns a key slot's name.
 #[must_use]
 pub fn slot_name(id: SlotId) -> String {
@@ -37,6 +40,18 @@ pub fn run_name(id: RunId) -> String {
 #[must_use]
 pub fn pending_name(id: PendingId) -> String {
     format!("{PENDING}/{id}")
+}
+
+/// Returns a joined index run's name.
+#[must_use]
+pub fn joined_name(id: JoinedId) -> String {
+    format!("{JOINED}/{id}")
+}
+
+/// Parses a joined index run's name.
+#[must_use]
+pub fn parse_joined(name: &str) -> Option<JoinedId> {
+    name.strip_prefix("index/joined/")?.parse().ok()
 }
 
 /// Returns the name of an object that says where moved chunks went.
@@ -151,6 +166,8 @@ mod tests {
         let moved = moved_name(MovedId([3; 16]));
         assert_eq!(parse_moved(&moved), Some(MovedId([3; 16])));
         assert_eq!((parse_run(&moved), parse_pack(&moved), parse_moved(&run_name(RunId([3; 16])))), (None, None, None));
+        let joined = joined_name(JoinedId([3; 16]));
+        assert_eq!((parse_joined(&joined), parse_run(&joined)), (Some(JoinedId([3; 16])), None));
         assert_eq!(parse_pending(&pending_name(PendingId([3; 16]))), Some(PendingId([3; 16])));
     }
 }

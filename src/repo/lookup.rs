@@ -3,7 +3,7 @@
 //! A writer asks it which chunks are stored, a reader where a chunk went that is not where its reference says. What
 //! lies in packs that are about to be deleted counts as absent.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use futures::future::{BoxFuture, Shared};
@@ -12,13 +12,14 @@ use tokio::sync::Semaphore;
 
 use super::crypto::Keys;
 use super::error::RepoError;
-use super::id::{ChunkId, PackId, RunId};
+use super::id::{ChunkId, JoinedId, PackId, RunId};
 use super::index::{IndexRun, RUN_BYTES_MAX};
+use super::joined::{self, JOINED_BYTES_MAX};
 use super::layout;
 use super::pending::{PENDING_BYTES_MAX, PendingList};
 use super::tree::Placed;
 use crate::env::Clock;
-use crate::store::Store;
+use crate::store::{ObjectInfo, Store, StoreError};
 
 /// Index runs fetched at once.
 const FETCHES: usize = 16;
@@ -32,8 +33,8 @@ const RELOAD_MS_MIN: i64 = 10_000;
 /// All index runs of a kloset.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// The runs, in the order of their names.
-    pub runs: Vec<(RunId, IndexRun)>,
+    /// The runs; several may be in one.
+    pub runs: Vec<IndexRun>,
 }
 
 impl Index {
@@ -43,18 +44,58 @@ impl Index {
     /// [`RepoError`]; a run that vanishes meanwhile was replaced by another and is passed over.
     pub async fn load(store: &Store, keys: &Keys) -> Result<Self, RepoError> {
         let mut index = Self::default();
-        for_each_run((store, store), keys, |id, run| index.runs.push((id, run))).await?;
+        for_each_run((store, store), keys, |_, loaded| index.runs.push(loaded.run)).await?;
         Ok(index)
     }
 
     /// Returns every place where a chunk was stored, in the order of the runs.
     pub fn places(&self, id: ChunkId) -> impl Iterator<Item = Placed> {
-        self.runs.iter().flat_map(move |(_, run)| run.places(id))
+        self.runs.iter().flat_map(move |run| run.places(id))
     }
 }
 
-/// Lists the index runs in the first store and reads them from the second, the same one through a cache maybe; hands each
-/// over, mostly in the order of their names.
+/// What is read to know what index runs say: a run, or several at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A run.
+    Run(RunId),
+    /// A joined run.
+    Joined(JoinedId),
+}
+
+/// What was read.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The length of the object.
+    pub bytes: u64,
+    /// The runs,
+    pub ids: Vec<RunId>,
+    /// and what they say.
+    pub run: IndexRun,
+}
+
+/// The index as it was listed, each object with its length.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// Runs, in the order of their names.
+    pub runs: Vec<(RunId, u64)>,
+    /// Joined runs.
+    pub joined: Vec<(JoinedId, u64)>,
+}
+
+impl Listed {
+    /// Takes from a listing what is of the index.
+    #[must_use]
+    pub fn of(objects: &[ObjectInfo]) -> Self {
+        Self {
+            runs: objects.iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.bytes))).collect(),
+            joined: objects.iter().filter_map(|o| Some((layout::parse_joined(&o.name)?, o.bytes))).collect(),
+        }
+    }
+}
+
+/// Lists the index in the first store and reads it from the second, the same one through a cache maybe; hands each run over,
+/// or several at once.
 ///
 /// Memory is bounded: what is under way is 16 MiB of runs, or one run.
 ///
@@ -63,16 +104,15 @@ impl Index {
 pub async fn for_each_run(
     (listed, read): (&Store, &Store),
     keys: &Keys,
-    mut take: impl FnMut(RunId, IndexRun),
+    mut take: impl FnMut(Source, Loaded),
 ) -> Result<(), RepoError> {
-    let mut taken = HashSet::new();
+    let mut taken: HashSet<RunId> = HashSet::new();
     for _ in 0..LISTINGS_MAX {
-        let objects = listed.list(layout::INDEX).await?;
-        let runs = objects.iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.bytes)));
-        let new: Vec<_> = runs.filter(|(id, _)| !taken.contains(id)).collect();
-        let vanished = for_each_of(read, keys, new, |id, run| {
-            taken.insert(id);
-            take(id, run);
+        let mut new = Listed::of(&listed.list(layout::INDEX).await?);
+        new.runs.retain(|(id, _)| !taken.contains(id));
+        let vanished = for_each_listed(read, keys, new, |source, loaded| {
+            taken.extend(&loaded.ids);
+            take(source, loaded);
         })
         .await?;
         if vanished == 0 {
@@ -82,27 +122,61 @@ pub async fn for_each_run(
     Ok(())
 }
 
-/// Reads index runs, of which the lengths are known, and hands each over in their order; returns how many have vanished.
+/// Reads what was listed: joined runs of which all that they stand for was listed, and has not come yet, then the other
+/// runs; returns how many of these have vanished.
+///
+/// # Errors
+/// [`RepoError`].
+pub async fn for_each_listed(
+    read: &Store,
+    keys: &Keys,
+    listed: Listed,
+    mut take: impl FnMut(Source, Loaded),
+) -> Result<usize, RepoError> {
+    let mut wanted: BTreeMap<RunId, u64> = listed.runs.into_iter().collect();
+    if keys.can_read() {
+        let joined = listed.joined.into_iter().map(|(id, bytes)| (Source::Joined(id), bytes)).collect();
+        // One that has vanished or does not open says nothing: the runs do.
+        for_each_of(read, keys, joined, |source, loaded| {
+            if loaded.ids.iter().all(|id| wanted.contains_key(id)) {
+                wanted.retain(|id, _| !loaded.ids.contains(id));
+                take(source, loaded);
+            }
+        })
+        .await?;
+    }
+    let runs = wanted.into_iter().map(|(id, bytes)| (Source::Run(id), bytes)).collect();
+    for_each_of(read, keys, runs, take).await
+}
+
+/// Reads runs, of which the lengths are known, and hands each over in their order; returns how many have vanished.
 ///
 /// # Errors
 /// [`RepoError`].
 pub async fn for_each_of(
     read: &Store,
     keys: &Keys,
-    runs: Vec<(RunId, u64)>,
-    mut take: impl FnMut(RunId, IndexRun),
+    sources: Vec<(Source, u64)>,
+    mut take: impl FnMut(Source, Loaded),
 ) -> Result<usize, RepoError> {
     let (under_way, mut vanished) = (Semaphore::new(UNDER_WAY_KIB as usize), 0);
-    let mut runs = futures::stream::iter(runs)
-        .map(|(id, bytes)| {
+    let mut loads = futures::stream::iter(sources)
+        .map(|(source, bytes)| {
             let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, UNDER_WAY_KIB);
             let room = under_way.acquire_many(kib);
-            async move { Ok::<_, RepoError>((room.await, load_run(read, keys, id).await?)) }
+            async move {
+                let room = room.await;
+                let loaded = match source {
+                    Source::Run(id) => load_run(read, keys, id).await?,
+                    Source::Joined(id) => load_joined(read, keys, id).await?,
+                };
+                Ok::<_, RepoError>((room, source, loaded))
+            }
         })
         .buffered(FETCHES);
-    while let Some((room, run)) = runs.try_next().await? {
-        match run {
-            Some((id, run)) => take(id, run),
+    while let Some((room, source, loaded)) = loads.try_next().await? {
+        match loaded {
+            Some(loaded) => take(source, loaded),
             None => vanished += 1,
         }
         drop(room);
@@ -110,16 +184,29 @@ pub async fn for_each_of(
     Ok(vanished)
 }
 
-async fn load_run(store: &Store, keys: &Keys, id: RunId) -> Result<Option<(RunId, IndexRun)>, RepoError> {
-    use crate::store::StoreError::NotFound;
+async fn load_run(store: &Store, keys: &Keys, id: RunId) -> Result<Option<Loaded>, RepoError> {
     let name = layout::run_name(id);
     let object = match store.get(&name, RUN_BYTES_MAX as u64).await {
-        Err(NotFound { .. }) => return Ok(None),
+        Err(StoreError::NotFound { .. }) => return Ok(None),
         object => object?,
     };
     let run =
         IndexRun::open(&keys.index_key(), keys.kloset(), id, &object).map_err(|e| RepoError::damaged(&name, e))?;
-    Ok(Some((id, run)))
+    Ok(Some(Loaded { bytes: object.len() as u64, ids: vec![id], run }))
+}
+
+async fn load_joined(store: &Store, keys: &Keys, id: JoinedId) -> Result<Option<Loaded>, RepoError> {
+    let object = match store.get(&layout::joined_name(id), JOINED_BYTES_MAX as u64).await {
+        Err(StoreError::NotFound { .. } | StoreError::TooLarge { .. }) => return Ok(None),
+        object => object?,
+    };
+    match joined::open(keys, id, &object) {
+        Ok((ids, run)) => Ok(Some(Loaded { bytes: object.len() as u64, ids, run })),
+        Err(error) => {
+            tracing::debug!("{error}: the runs are read that it stands for");
+            Ok(None)
+        }
+    }
 }
 
 /// The index as a reader wants it: loaded when a location fails, and again when a failure is not explained by it.
@@ -132,7 +219,7 @@ pub struct Relocations {
 
 /// The index as it was at its `generation`-th loading.
 #[derive(Clone)]
-pub struct Loaded {
+pub struct Generation {
     /// The index.
     pub index: Arc<Index>,
     generation: u64,
@@ -140,7 +227,7 @@ pub struct Loaded {
 
 #[derive(Default)]
 struct State {
-    loaded: Option<(Loaded, i64)>,
+    loaded: Option<(Generation, i64)>,
     loading: Option<Loading>,
 }
 
@@ -159,7 +246,7 @@ impl Relocations {
     ///
     /// # Errors
     /// [`RepoError`].
-    pub async fn newer(&self, tried: Option<&Loaded>) -> Result<Option<Loaded>, RepoError> {
+    pub async fn newer(&self, tried: Option<&Generation>) -> Result<Option<Generation>, RepoError> {
         loop {
             let now = self.clock.unix_ms();
             let (loading, joined) = {
@@ -196,7 +283,7 @@ impl Relocations {
         state.loading = None;
         if let Ok(index) = result {
             let generation = state.loaded.as_ref().map_or(0, |loaded| loaded.0.generation) + 1;
-            state.loaded = Some((Loaded { index: index.clone(), generation }, unix_ms));
+            state.loaded = Some((Generation { index: index.clone(), generation }, unix_ms));
         }
     }
 
@@ -215,12 +302,11 @@ impl Relocations {
 /// # Errors
 /// [`RepoError`].
 pub async fn load_pending(store: &Store, keys: &Keys) -> Result<HashSet<PackId>, RepoError> {
-    use crate::store::StoreError::NotFound;
     let mut packs = HashSet::new();
     for object in store.list(layout::PENDING).await? {
         let Some(id) = layout::parse_pending(&object.name) else { continue };
         let content = match store.get(&object.name, PENDING_BYTES_MAX as u64).await {
-            Err(NotFound { .. }) => continue,
+            Err(StoreError::NotFound { .. }) => continue,
             content => content?,
         };
         let list = PendingList::open(&keys.index_key(), keys.kloset(), id, &content)

@@ -23,9 +23,11 @@ pub mod forget;
 pub mod header;
 pub mod id;
 pub mod index;
+pub mod joined;
 pub mod keyslot;
 pub mod layout;
 pub mod lookup;
+mod merge;
 mod messagepack;
 pub mod moved;
 pub mod pack;
@@ -61,6 +63,7 @@ use crypto::{Keys, Secret};
 use futures::StreamExt;
 use header::{ChunkerSettings, CompressionSettings, HEADER_BYTES_MAX, Header};
 use id::KlosetId;
+use joined::JOIN_RUNS_DEFAULT;
 use keyslot::{ARGON2_RECOMMENDED, Argon2, KeySlot, NewSlot, SlotSecret};
 use layout::SnapshotName;
 use snapshot::{MANIFEST_BYTES_MAX, Manifest};
@@ -88,6 +91,8 @@ pub struct Repo {
     pub env: Env,
     /// Where sealing and opening happen.
     pub cpu: Cpu,
+    /// So many short index runs are joined by a writer that has read them.
+    pub join_runs: usize,
 }
 
 /// How a new kloset is to be.
@@ -142,7 +147,15 @@ impl Repo {
             store.delete(&slot_name).await?;
             return Err(RepoError::KlosetExists(store.description().to_owned()));
         }
-        Ok(Self { cached: store.clone(), store, keys: keys.into(), header: header.into(), env, cpu })
+        Ok(Self {
+            cached: store.clone(),
+            store,
+            keys: keys.into(),
+            header: header.into(),
+            env,
+            cpu,
+            join_runs: JOIN_RUNS_DEFAULT,
+        })
     }
 
     /// Opens a kloset: the header, the listing of key slots and the slots themselves.
@@ -153,7 +166,15 @@ impl Repo {
         let (header, fetched) = header_and_slots(&store).await?;
         let (_, keys) = slots::open(&slots::decode(&fetched, header.id), secret, &cpu).await?;
         header.verify(&keys)?;
-        Ok(Self { cached: store.clone(), store, keys: keys.into(), header: header.into(), env, cpu })
+        Ok(Self {
+            cached: store.clone(),
+            store,
+            keys: keys.into(),
+            header: header.into(),
+            env,
+            cpu,
+            join_runs: JOIN_RUNS_DEFAULT,
+        })
     }
 
     /// Returns this kloset with a cache on disk for what readers fetch: packs and manifests. Listings, the header and

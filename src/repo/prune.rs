@@ -187,6 +187,7 @@ pub async fn apply(repo: &Repo, options: &PruneOptions, progress: Progress<'_>) 
     repo.store.delete(&layout::pending_name(probe)).await?;
     let Decision { look, choice, rewritten, tidy, plan } = decided?;
     progress(Stage::Delete, 0, plan.delete.packs);
+    repo.store.delete_all(&runs::joined_in_vain(&look)).await?;
     let put = runs::rewrite(repo, &look, &rewritten, &choice.delete).await?;
     if !choice.delete.is_empty() {
         runs::none_is_named(repo, &look, &put, &choice.delete).await?;
@@ -261,9 +262,10 @@ async fn decide_once(
     let tidy = look.emptied.tidy(|pack| is_done_with(&look, &choice, pack));
     let mut plan = sum_up(&look, &choice, options);
     let become_of = runs::become_of(&look, &rewritten) as u64;
-    plan.runs = (look.runs.len() as u64, rewritten.len() as u64, become_of);
+    let runs_of = |at: &usize| look.runs[*at].ids.len() as u64;
+    plan.runs = (look.index.runs.len() as u64, rewritten.iter().map(runs_of).sum(), become_of);
     plan.moved_gone = tidy.packs;
-    plan.requests = requests(&look, &plan, &tidy, (&before, &repo.store));
+    plan.requests = requests(&look, &plan, (&choice.repack, &tidy), (&before, &repo.store));
     plan.requests.gets += rewritten.iter().filter(|at| look.runs[**at].kept.is_none()).count() as u64;
     Ok(Decision { look, choice, rewritten, tidy, plan })
 }
@@ -315,18 +317,25 @@ fn sum_up(look: &Look, choice: &Choice, options: &PruneOptions) -> PrunePlan {
 }
 
 /// Returns about what an `apply` takes: the look again, and what it does.
-fn requests(look: &Look, plan: &PrunePlan, tidy: &Tidy, (before, store): (&StoreCounts, &Store)) -> Requests {
+fn requests(
+    look: &Look,
+    plan: &PrunePlan,
+    (repack, tidy): (&[u32], &Tidy),
+    (before, store): (&StoreCounts, &Store),
+) -> Requests {
     let after = store.counts();
     let due = look.lists.iter().filter(|list| list.is_due).count() as u64;
     let lists_put = [plan.mark, plan.spare, plan.repack].iter().filter(|amount| amount.packs > 0).count() as u64;
     let (moved_read, moved_put, moved_deleted) = tidy.objects();
     let moved_new = plan.repack.packs.div_ceil(repack::STEP_PACKS as u64);
+    let kept = repack.iter().filter(|place| look.tree_packs.get(**place).is_some()).count() as u64;
+    let joined = runs::joined_in_vain(look).len() as u64;
     let new_packs = plan.repack_bytes_written.div_ceil(pack::DATA_PACK_BYTES as u64);
     Requests {
         lists: after.lists - before.lists + u64::from(plan.runs.1 > 0) + u64::from(plan.delete.packs > 0),
-        gets: after.gets - before.gets + plan.repack.packs + moved_read,
+        gets: after.gets - before.gets + plan.repack.packs - kept + moved_read,
         puts: 1 + plan.runs.2 + lists_put + new_packs + moved_put + 2 * moved_new,
-        deletes: 1 + [plan.runs.1, plan.delete.packs, moved_deleted, due]
+        deletes: 1 + [plan.runs.1, joined, plan.delete.packs, moved_deleted, due]
             .map(|n| store.deletions_for(n))
             .iter()
             .sum::<u64>(),

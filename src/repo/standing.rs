@@ -84,7 +84,7 @@ impl Standing {
 /// [`RepoError`].
 pub async fn named(repo: &Repo) -> Result<HashSet<PackId>, RepoError> {
     let mut named = HashSet::new();
-    let take = |_, run: super::index::IndexRun| named.extend(run.packs.iter().map(|pack| pack.id));
+    let take = |_, loaded: lookup::Loaded| named.extend(loaded.run.packs.iter().map(|pack| pack.id));
     lookup::for_each_run((&repo.store, &repo.cached), &repo.keys, take).await?;
     Ok(named)
 }

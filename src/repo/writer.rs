@@ -21,8 +21,9 @@ use super::crypto::SealingKey;
 use super::error::RepoError;
 use super::id::{ChunkId, PackId, RunId, SessionId};
 use super::index::{IndexRun, IndexedPack, RUN_ENTRIES_MAX};
+use super::joined;
 use super::layout::{self, SnapshotName};
-use super::lookup;
+use super::lookup::{self, Loaded, Source};
 use super::pack::{
     self, DATA_FRAME_BYTES, DATA_PACK_BYTES, FRAME_CHUNKS_MAX, LONE_CHUNK_BYTES, PACK_CHUNKS_MAX, PackBuilder,
     PackKind, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
@@ -63,6 +64,8 @@ pub struct Writer {
     base: Option<SnapshotName>,
     /// Index runs that it relies on.
     relied_on: HashSet<RunId>,
+    /// Those that were read one by one, with their lengths.
+    apart: Vec<(RunId, u64)>,
     used: HashSet<PackId>,
     /// Content pages that it did not write, each with the bytes of its file's part: what they refer to is used, too.
     lists: HashSet<(u64, TreeRef)>,
@@ -148,6 +151,7 @@ impl Writer {
             standing: Arc::default(),
             base: None,
             relied_on: HashSet::new(),
+            apart: Vec::new(),
             used: HashSet::new(),
             lists: HashSet::new(),
             shunned: HashSet::new(),
@@ -349,7 +353,12 @@ impl Writer {
             error => RepoError::damaged(name.object(), error),
         })?;
         self.counts.bytes_stored += object.len() as u64;
-        self.runtime.block_on(self.put_snapshot(&name.object(), object.into()))
+        self.runtime.block_on(self.put_snapshot(&name.object(), object.into()))?;
+        let apart = std::mem::take(&mut self.apart);
+        if let Err(error) = self.runtime.block_on(joined::join(&self.repo, &apart)) {
+            tracing::info!("index runs were not joined, which the next backup does: {error}");
+        }
+        Ok(())
     }
 
     /// Learns what is stored, the first time that this is asked; returns whether that was now.
@@ -362,14 +371,17 @@ impl Writer {
         }
         let Repo { store, cached, keys, .. } = &self.repo;
         let (content, trees, verify) = (&mut self.content_places, &mut self.tree_places, self.options.verify_packs);
-        let relied_on = &mut self.relied_on;
+        let (relied_on, apart) = (&mut self.relied_on, &mut self.apart);
         // Lost trees refer to where chunks were, be it in packs that are given up.
         let (shunned, takes_all) = (&self.shunned, self.healing.is_some());
         self.runtime.block_on(async {
             let pending = lookup::load_pending(store, keys).await?;
             let there = if verify { Some(packs_there(store).await?) } else { None };
-            lookup::for_each_run((store, cached), keys, |id, run| {
-                relied_on.insert(id);
+            lookup::for_each_run((store, cached), keys, |source, Loaded { bytes, ids, run }| {
+                if let Source::Run(id) = source {
+                    apart.push((id, bytes));
+                }
+                relied_on.extend(ids);
                 let is_there = |pack: &IndexedPack| {
                     (takes_all || !pending.contains(&pack.id))
                         && !shunned.contains(&pack.id)

@@ -133,7 +133,7 @@ impl<'a> Needs<'a> {
             None => self.index.insert(self.runtime.block_on(Index::load(&self.repo.store, &self.repo.keys))?),
         };
         let kinds: HashMap<_, _> =
-            index.runs.iter().flat_map(|(_, run)| &run.packs).map(|pack| (pack.id, pack.kind)).collect();
+            index.runs.iter().flat_map(|run| &run.packs).map(|pack| (pack.id, pack.kind)).collect();
         for (id, kind) in moved {
             let packs = index.places(id).map(|placed| placed.location.pack);
             let mut packs = packs.filter(|pack| self.there.contains(pack) && kinds.get(pack) == Some(&kind));

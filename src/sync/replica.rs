@@ -19,6 +19,7 @@ use crate::monitor::Monitor;
 use crate::repo::id::{PackId, RunId};
 use crate::repo::index::{IndexRun, RUN_ENTRIES_MAX};
 use crate::repo::layout::{self, SnapshotName};
+use crate::repo::lookup::Loaded;
 use crate::repo::pack::{self, Footer, PACK_BYTES_MAX};
 use crate::repo::snapshot::{MANIFEST_BYTES_MAX, Manifest};
 use crate::repo::standing::{self, LastLook};
@@ -177,9 +178,9 @@ async fn packs_in(repo: &Repo) -> Result<HashMap<PackId, u64>, RepoError> {
 /// and then either named or refused.
 async fn usable_packs(repo: &Repo) -> Result<(HashSet<RunId>, HashSet<PackId>), RepoError> {
     let (mut runs, mut indexed) = (HashSet::new(), Vec::new());
-    let take = |id, run: IndexRun| {
-        runs.insert(id);
-        indexed.extend(run.packs.iter().map(|pack| (pack.id, pack.bytes)));
+    let take = |_, loaded: Loaded| {
+        runs.extend(loaded.ids);
+        indexed.extend(loaded.run.packs.iter().map(|pack| (pack.id, pack.bytes)));
     };
     lookup::for_each_run((&repo.store, &repo.store), &repo.keys, take).await?;
     let listed = packs_in(repo).await?;

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use kloset_mount::repo::RepoError;
 use kloset_mount::repo::id::ChunkId;
 use kloset_mount::repo::layout::SnapshotName;
-use kloset_mount::repo::lookup::Index;
+use kloset_mount::repo::lookup::{Loaded, for_each_run};
 
 use crate::support::kloset::{Kloset, runtime};
 use crate::support::random::{noise, size};
@@ -38,11 +38,12 @@ pub(crate) fn subsets(recording: &Recording, prefix: usize) -> Vec<Vec<usize>> {
 }
 
 fn listed(kloset: &Kloset) -> Vec<(String, HashSet<ChunkId>)> {
-    let index = runtime().block_on(Index::load(&kloset.0.store, &kloset.0.keys)).unwrap();
-    let ids = |(id, run): &(_, kloset_mount::repo::index::IndexRun)| {
-        (format!("{id:?}"), run.entries.iter().map(|entry| entry.id).collect())
+    let (store, mut listed) = (&kloset.0.store, Vec::new());
+    let take = |_, loaded: Loaded| {
+        listed.push((format!("{:?}", loaded.ids), loaded.run.entries.iter().map(|entry| entry.id).collect()));
     };
-    index.runs.iter().map(ids).collect()
+    runtime().block_on(for_each_run((store, store), &kloset.0.keys, take)).unwrap();
+    listed
 }
 
 impl Recorded {

@@ -10,11 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use kloset_mount::backup::BackupOptions;
 use kloset_mount::env::Clock;
 use kloset_mount::repo::RepoError;
 use kloset_mount::repo::crypto::Keys;
 use kloset_mount::repo::forget::forget;
-use kloset_mount::repo::layout::SnapshotName;
+use kloset_mount::repo::layout::{self, SnapshotName};
 use kloset_mount::repo::prune::{PruneOptions, PruneReport, apply, plan};
 use kloset_mount::store::StoreError;
 use object_store::memory::InMemory;
@@ -24,7 +25,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use crate::support::kloset::{Kloset, runtime};
+use crate::support::kloset::{Kloset, options, runtime};
 use crate::support::program::Program;
 use crate::support::random::{noise, size};
 use crate::support::stores::{Fault, Faulty, Mutation, Operation, Recording, Rule};
@@ -453,6 +454,36 @@ fn small_packs_and_runs_become_few_and_the_next_backup_takes_the_new_places() {
     prune_often(&third, 3);
     assert!(!listed(&third, "index").iter().any(|name| name.contains("moved")), "{:?}", listed(&third, "index"));
     assert_same(&dump, &third.dump(report.name, source.path()).unwrap());
+}
+
+#[test]
+fn index_runs_that_backups_joined_are_read_at_once_and_go_with_what_they_join() {
+    let recording = Recording::in_memory();
+    Kloset::create(recording.clone());
+    let source = Source::new();
+    let open = || {
+        let mut kloset = Kloset::open(recording.clone()).unwrap();
+        kloset.0.join_runs = 4;
+        kloset
+    };
+    for day in 0..10 {
+        source.file(format!("day-{day}"), noise(day, 3000));
+        open().backup(source.path());
+    }
+    let (kloset, dump) = (open(), source.scan());
+    assert_eq!(listed(&kloset, layout::JOINED).len(), 2, "{:?}", listed(&kloset, "index"));
+    recording.take_requests();
+    let new = BackupOptions { host: "new".to_owned(), ..options(source.path()) };
+    let report = kloset.backup_with(new).unwrap();
+    let asked = recording.take_requests();
+    let runs =
+        asked.iter().filter(|(operation, name)| *operation == Operation::Get && name.starts_with("index/")).count();
+    assert_eq!((report.manifest.summary.chunks_new, runs), (0, 2 + 10 - 2 * 4), "{asked:?}");
+    prune_often(&kloset, 3);
+    assert_eq!(listed(&kloset, layout::JOINED), [""; 0]);
+    assert_same(&dump, &kloset.dump(report.name, source.path()).unwrap());
+    let report = kloset.check().unwrap();
+    assert!(report.damaged.is_empty() && report.notes.is_empty(), "{report:?}");
 }
 
 #[test]

@@ -363,6 +363,28 @@ fn a_damaged_list_of_moved_chunks_is_named_and_set_aside_and_nothing_is_lost_mea
     }
 }
 
+#[test]
+fn a_damaged_joined_run_is_named_and_set_aside_and_the_runs_say_what_it_said() {
+    let (store, source) = (Arc::new(InMemory::new()), Source::random(7, 8));
+    Kloset::create(store.clone());
+    let mut kloset = Kloset::open(store.clone()).unwrap();
+    kloset.0.join_runs = 2;
+    for day in 0..3 {
+        source.file(format!("day {day}"), noise(day, 3000));
+        kloset.backup(source.path());
+    }
+    let joined = runtime().block_on(kloset.0.store.list(layout::JOINED)).unwrap().remove(0).name;
+    assert!(kloset.check().unwrap().damaged.is_empty());
+    change(&store, &joined, |content| *middle(content) ^= 1);
+    let damaged: Vec<_> = kloset.check().unwrap().damaged.into_iter().map(|damage| damage.object).collect();
+    assert_eq!(damaged, std::slice::from_ref(&joined));
+    let report = kloset.backup_with(BackupOptions { force: true, ..options(source.path()) }).unwrap();
+    assert_eq!(report.manifest.summary.chunks_new, 0);
+    let report = run(&kloset, true, &From::Nobody);
+    assert_eq!(report.set_aside, [joined]);
+    assert!(kloset.check().unwrap().damaged.is_empty());
+}
+
 /// Every prefix of a repair's mutations, with what was in flight: what read before reads, and the next repair ends it.
 #[test]
 fn a_crash_at_any_moment_of_a_repair_loses_nothing() {

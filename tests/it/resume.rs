@@ -31,7 +31,7 @@ const FILE_BYTES: usize = 200 << 10;
 /// Returns how many files below a folder have nothing but chunks that an index run speaks of.
 pub(crate) fn listed_files(kloset: &Kloset, folder: &Path) -> u64 {
     let index = runtime().block_on(Index::load(&kloset.0.store, &kloset.0.keys)).unwrap();
-    let listed: HashSet<ChunkId> = index.runs.iter().flat_map(|run| run.1.entries.iter().map(|e| e.id)).collect();
+    let listed: HashSet<ChunkId> = index.runs.iter().flat_map(|run| run.entries.iter().map(|e| e.id)).collect();
     let chunker = Chunker::new(kloset.0.header.chunker, kloset.0.keys.write_keys().chunker_seed);
     let is_listed = |path: &Path| {
         let content = fs::read(path).unwrap();

@@ -35,6 +35,8 @@ pub(crate) const GRACE_MS: i64 = 24 * HOUR_MS;
 const SKEW_MS_MAX: i64 = 40 * HOUR_MS;
 /// Prunes that may be needed in the end.
 const PRUNES_MAX: usize = 8;
+/// So many index runs are joined: few, so that it happens.
+const JOIN_RUNS: usize = 3;
 /// Changes that a prune makes before it falls asleep.
 const CHANGES_MAX: u64 = 14;
 /// Actors at once.
@@ -336,7 +338,8 @@ impl World {
         let skew = i64::try_from(self.random.below(SKEW_MS_MAX as u64 * 2)).unwrap() - SKEW_MS_MAX;
         let party = self.gate.join(format!("{} ({number})", task.name()), task.blocks(), skew);
         let (sim, store, env) = outfit(&self.gate, party, self.seed);
-        let repo = self.runtime.block_on(Repo::open(store, &secret(), env, Cpu::inline())).unwrap();
+        let mut repo = self.runtime.block_on(Repo::open(store, &secret(), env, Cpu::inline())).unwrap();
+        repo.join_runs = JOIN_RUNS;
         if let Task::Backup { host, folder, .. } = &task {
             self.meant.insert(party, (folder.clone(), self.sources[*host].model.clone()));
         }

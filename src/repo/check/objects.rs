@@ -9,8 +9,9 @@ use futures::StreamExt;
 use super::super::Repo;
 use super::super::error::RepoError;
 use super::super::header::{HEADER_BYTES_MAX, Header};
-use super::super::id::{MovedId, RunId};
+use super::super::id::{JoinedId, MovedId, RunId};
 use super::super::index::{IndexRun, RUN_BYTES_MAX};
+use super::super::joined;
 use super::super::keyslot::{KeySlot, SLOT_BYTES_MAX};
 use super::super::layout::{self, SnapshotName};
 use super::super::moved;
@@ -178,7 +179,7 @@ pub(in crate::repo) fn learn(findings: &mut Findings, run: &IndexRun) {
 
 async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), RepoError> {
     let objects = repo.store.list("").await?;
-    let (mut slots, mut moved) = (Vec::new(), Vec::new());
+    let (mut slots, mut moved, mut joined) = (Vec::new(), Vec::new(), Vec::new());
     for object in objects {
         if let Some(id) = layout::parse_pack(&object.name) {
             findings.packs.entry(id).or_default().listed = Some(object.bytes);
@@ -186,6 +187,8 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
             slots.push(object.name);
         } else if let Some(id) = layout::parse_moved(&object.name) {
             moved.push(id);
+        } else if let Some(id) = layout::parse_joined(&object.name) {
+            joined.push(id);
         } else if !is_ours(&object.name) {
             findings.notes.add(NoteKind::Foreign, &object.name, object.bytes);
         }
@@ -194,6 +197,7 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
         look_at_slot(repo, findings, &name).await?;
     }
     look_at_moved(repo, findings, moved).await?;
+    look_at_joined(repo, findings, joined).await?;
     findings.packs.values_mut().for_each(compare);
     Ok(())
 }
@@ -201,6 +205,7 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
 pub(super) fn is_ours(name: &str) -> bool {
     name == layout::HEADER
         || layout::parse_run(name).is_some()
+        || layout::parse_joined(name).is_some()
         || layout::parse_moved(name).is_some()
         || layout::parse_pending(name).is_some()
         || SnapshotName::parse(name).is_some()
@@ -217,6 +222,25 @@ async fn look_at_moved(repo: &Repo, findings: &mut Findings, ids: Vec<MovedId>) 
                 let keys = repo.keys.clone();
                 if let Err(error) = repo.cpu.run(move || moved::open(&keys, id, &content).map(drop)).await {
                     findings.damaged(&name, error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens joined index runs.
+async fn look_at_joined(repo: &Repo, findings: &mut Findings, ids: Vec<JoinedId>) -> Result<(), RepoError> {
+    for id in ids {
+        let name = layout::joined_name(id);
+        match fetch(&repo.store, &name, joined::JOINED_BYTES_MAX as u64).await? {
+            Fetched::Missing => {} // the runs became others by a prune meanwhile
+            Fetched::TooLong => drop(findings.damaged(&name, "longer than a joined index run can be")),
+            Fetched::Content(content) => {
+                let keys = repo.keys.clone();
+                let opened = repo.cpu.run(move || joined::open(&keys, id, &content).map(drop)).await;
+                if let Err(RepoError::Damaged { problem, .. }) = opened {
+                    findings.damaged(&name, problem);
                 }
             }
         }

@@ -353,10 +353,10 @@ impl Walk<'_> {
 
 /// Loads the index, as far as its runs open.
 pub(in crate::repo) async fn readable_index(repo: &Repo, findings: &Findings) -> Result<Index, RepoError> {
-    let load = |id: RunId| async move { Ok::<_, RepoError>((id, load_run(repo, id).await?)) };
+    let load = |id: RunId| load_run(repo, id);
     let runs: Vec<_> = futures::stream::iter(findings.runs.clone()).map(load).buffered(8).try_collect().await?;
-    let mut runs: Vec<_> = runs.into_iter().filter_map(|(id, run)| Some((id, run?.ok()?))).collect();
-    runs.extend(findings.rebuilt.iter().cloned());
+    let mut runs: Vec<_> = runs.into_iter().filter_map(|run| run?.ok()).collect();
+    runs.extend(findings.rebuilt.iter().map(|(_, run)| run.clone()));
     Ok(Index { runs })
 }
 

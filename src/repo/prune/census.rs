@@ -9,12 +9,12 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::super::Repo;
 use super::super::error::RepoError;
-use super::super::id::{ChunkId, PackId, RunId};
+use super::super::id::{ChunkId, PackId};
 use super::super::index::IndexRun;
-use super::super::lookup;
+use super::super::lookup::{self, Loaded};
 use super::super::pack::PackKind;
 use super::super::tree::Placed;
-use super::look::{Look, Mark};
+use super::look::{Look, Mark, Run};
 use super::moves::Moves;
 use super::{Progress, Stage};
 
@@ -40,30 +40,28 @@ pub(super) async fn take(
 ) -> Result<Copies, RepoError> {
     let due = look.packs.filter(|pack| pack.mark == Mark::Due);
     moves.fetch(repo, look, due).await?;
-    let runs: Vec<_> = look.runs.iter().map(|run| (run.id, run.bytes)).collect();
-    let (total, mut done) = (runs.len() as u64, 0);
+    let (index, total, mut done) = (look.index.clone(), look.index.runs.len() as u64, 0);
     let (mut copies, mut counted, mut kept) = (Copies::new(), HashSet::new(), 0);
-    let places: HashMap<RunId, usize> = runs.iter().enumerate().map(|(at, run)| (run.0, at)).collect();
-    let vanished = lookup::for_each_of(&repo.store, &repo.keys, runs, |id, run| {
+    let vanished = lookup::for_each_listed(&repo.store, &repo.keys, index, |source, Loaded { bytes, ids, run }| {
         progress(Stage::Index, done, total);
-        done += 1;
-        let at = places[&id];
-        learn(look, at, &run, (&*moves, &mut counted, &mut copies));
-        if kept + run.entries.len() <= KEPT_ENTRIES_MAX {
-            kept += run.entries.len();
-            look.runs[at].kept = Some(run);
-        }
+        done += ids.len() as u64;
+        let packs = learn(look, &run, (&*moves, &mut counted, &mut copies));
+        let put_ms = ids.iter().map(|id| look.runs_put_ms[id]).max().unwrap_or(look.now_ms);
+        let entries = run.entries.len();
+        let is_kept = kept + entries <= KEPT_ENTRIES_MAX;
+        kept += if is_kept { entries } else { 0 };
+        look.runs.push(Run { ids, source, bytes, put_ms, entries, packs, kept: is_kept.then_some(run) });
     })
     .await?;
     if vanished > 0 { Err(RepoError::PruneAtWork) } else { Ok(copies) }
 }
 
+/// Learns what a run says; returns the places of its packs.
 fn learn(
     look: &mut Look,
-    at: usize,
     run: &IndexRun,
     (moves, counted, copies): (&Moves, &mut HashSet<u32>, &mut Copies),
-) {
+) -> Vec<u32> {
     let places: Vec<u32> = run.packs.iter().map(|pack| look.packs.place(pack.id)).collect();
     // A crash between a new run and the deletion of an old one leaves packs that two name.
     let counts: Vec<bool> = places.iter().map(|place| counted.insert(*place)).collect();
@@ -84,8 +82,7 @@ fn learn(
             copies.entry(entry.id).or_default().push(place);
         }
     }
-    let run_facts = &mut look.runs[at];
-    (run_facts.entries, run_facts.packs) = (run.entries.len(), places);
+    places
 }
 
 /// Tells whether a prune moved a chunk out of a pack to where the snapshots have it.
@@ -105,8 +102,8 @@ pub(super) async fn verify(repo: &Repo, look: &mut Look, copies: Copies) -> Resu
         return Ok(());
     }
     let mut homes: HashMap<ChunkId, (PackKind, Placed)> = HashMap::new();
-    let runs = look.runs.iter().map(|run| (run.id, run.bytes)).collect();
-    let vanished = lookup::for_each_of(&repo.store, &repo.keys, runs, |_, run| {
+    let runs = look.runs.iter().map(|run| (run.source, run.bytes)).collect();
+    let vanished = lookup::for_each_of(&repo.store, &repo.keys, runs, |_, Loaded { run, .. }| {
         for entry in run.entries.iter().filter(|entry| copies.contains_key(&entry.id)) {
             let pack = &run.packs[entry.pack as usize];
             let place = look.packs.place(pack.id);

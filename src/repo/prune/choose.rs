@@ -11,7 +11,7 @@ use super::look::{Look, Mark, Pack};
 /// Packs of content shorter than this are joined with others,
 const SMALL_DATA_BYTES: u64 = DATA_PACK_BYTES as u64 / 4;
 /// and packs of trees shorter than this,
-const SMALL_TREE_BYTES: u64 = 512 << 10;
+pub(super) const SMALL_TREE_BYTES: u64 = 512 << 10;
 /// once there are so many of them: each is written again a few times at most in its life.
 const SMALL_PACKS_MIN: usize = 8;
 

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::super::Repo;
@@ -14,6 +15,7 @@ use super::super::error::RepoError;
 use super::super::id::{PackId, PendingId, RunId};
 use super::super::index::IndexRun;
 use super::super::layout::{self, SnapshotName};
+use super::super::lookup::{Listed, Source};
 use super::super::pack::PackKind;
 use super::super::pending::{PENDING_BYTES_MAX, PendingList};
 use super::super::tree::TreeRef;
@@ -109,6 +111,30 @@ impl Packs {
     }
 }
 
+/// Packs that are kept at most, together.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+
+/// Packs in memory, by their places.
+#[derive(Default)]
+pub(super) struct KeptPacks {
+    packs: HashMap<u32, Bytes>,
+    bytes: usize,
+}
+
+impl KeptPacks {
+    /// Keeps a pack if there is room.
+    pub(super) fn keep(&mut self, place: u32, content: &Bytes) {
+        if self.bytes + content.len() <= KEPT_BYTES_MAX {
+            self.bytes += content.len();
+            self.packs.insert(place, content.clone());
+        }
+    }
+
+    pub(super) fn get(&self, place: u32) -> Option<Bytes> {
+        self.packs.get(&place).cloned()
+    }
+}
+
 /// A pending list.
 pub(super) struct List {
     pub(super) id: PendingId,
@@ -117,10 +143,13 @@ pub(super) struct List {
     pub(super) packs: Vec<PackId>,
 }
 
-/// An index run.
+/// An index run, or several that were read at once.
 pub(super) struct Run {
-    pub(super) id: RunId,
+    pub(super) ids: Vec<RunId>,
+    pub(super) source: Source,
+    /// The length of what was read.
     pub(super) bytes: u64,
+    /// When the last of them was put.
     pub(super) put_ms: i64,
     pub(super) entries: usize,
     /// The places of the packs it names.
@@ -129,11 +158,27 @@ pub(super) struct Run {
     pub(super) kept: Option<IndexRun>,
 }
 
+impl Run {
+    /// Returns the names of all objects that say what it says.
+    pub(super) fn names(&self) -> Vec<String> {
+        let joined = match self.source {
+            Source::Run(_) => None,
+            Source::Joined(id) => Some(layout::joined_name(id)),
+        };
+        self.ids.iter().map(|id| layout::run_name(*id)).chain(joined).collect()
+    }
+}
+
 /// What there is.
 pub(super) struct Look {
     /// The store's time.
     pub(super) now_ms: i64,
     pub(super) lists: Vec<List>,
+    /// Index runs, as they were listed,
+    pub(super) index: Listed,
+    /// when they were put,
+    pub(super) runs_put_ms: HashMap<RunId, i64>,
+    /// and as the census read them.
     pub(super) runs: Vec<Run>,
     pub(super) packs: Packs,
     pub(super) roots: Vec<(SnapshotName, TreeRef)>,
@@ -143,6 +188,8 @@ pub(super) struct Look {
     pub(super) needed: Needed,
     /// Distinct trees and content pages.
     pub(super) trees: u64,
+    /// Short packs of trees as the walk fetched them, so that those to be emptied are not fetched again.
+    pub(super) tree_packs: KeptPacks,
 }
 
 /// Looks at everything but trees and the content of index runs; `probe` is a list just put, whose time is the store's.
@@ -173,19 +220,19 @@ pub(super) async fn look(
     if let Some(error) = emptied.damaged.pop() {
         return Err(error);
     }
-    let runs = index.iter().filter_map(|o| {
-        let (id, bytes, put_ms) = (layout::parse_run(&o.name)?, o.bytes, o.modified_unix_ms);
-        Some(Run { id, bytes, put_ms, entries: 0, packs: Vec::new(), kept: None })
-    });
+    let runs_put_ms = index.iter().filter_map(|o| Some((layout::parse_run(&o.name)?, o.modified_unix_ms))).collect();
     let mut look = Look {
         now_ms,
         lists,
-        runs: runs.collect(),
+        index: Listed::of(&index),
+        runs_put_ms,
+        runs: Vec::new(),
         packs: Packs::default(),
         roots,
         emptied,
         needed: Needed::default(),
         trees: 0,
+        tree_packs: KeptPacks::default(),
     };
     enter(&mut look, &packs);
     Ok(look)

@@ -1,6 +1,6 @@
 //! Emptying packs: what is needed of them goes into new packs, and an object says where it went.
 //!
-//! Old packs are fetched whole and a few ahead; only frames with something needed are opened, each chunk's id is checked,
+//! Old packs are fetched whole and a few ahead, unless the walk kept them; only frames with something needed are opened, each chunk's id is checked,
 //! and frames are laid out as a writer does. Work ends in steps: new packs, the index run that names them, what says where
 //! chunks went, and the pending list of the emptied packs, in this order. A crash leaves packs that nobody needs, or a pack
 //! that is emptied again.
@@ -90,7 +90,10 @@ pub(super) async fn repack(
         let (name, bytes) = (look.packs.at(place).id.to_string(), look.packs.at(place).listed.unwrap_or(0));
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, FETCH_KIB);
         let room = under_way.acquire_many(kib).await;
-        let content = repo.store.get(&name, PACK_BYTES_MAX).await;
+        let content = match look.tree_packs.get(place) {
+            Some(content) => Ok(content),
+            None => repo.store.get(&name, PACK_BYTES_MAX).await,
+        };
         (
             room,
             place,

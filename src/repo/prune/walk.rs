@@ -19,6 +19,7 @@ use super::super::lookup::Index;
 use super::super::pack::{self, Footer, PACK_BYTES_MAX, PackKind};
 use super::super::tree::{self, ChunkRef, Data, FileContent, NodeKind, Page, Placed, TreeRef};
 use super::super::{Reader, Repo};
+use super::choose::SMALL_TREE_BYTES;
 use super::look::Look;
 use super::moves::Moves;
 use super::{Progress, Stage};
@@ -113,6 +114,9 @@ impl Walk<'_> {
 
     /// Takes what is wanted of a pack, and what that wants of the same pack.
     async fn go_through(&mut self, turn: Turn, id: PackId, content: Bytes) -> Result<(), RepoError> {
+        if (content.len() as u64) < SMALL_TREE_BYTES {
+            self.look.tree_packs.keep(turn.2, &content);
+        }
         let keys = self.repo.keys.clone();
         let mut open = self.repo.cpu.run(move || TreePack::open(&keys, id, content)).await?;
         while let Some(wanted) = self.queue.remove(&turn) {

@@ -6,6 +6,7 @@ use super::super::check::{CheckReport, Findings};
 use super::super::error::RepoError;
 use super::super::id::{PackId, PendingId, SnapshotId};
 use super::super::index::{IndexError, IndexRun, RUN_BYTES_MAX};
+use super::super::joined;
 use super::super::layout::{self, SnapshotName};
 use super::super::moved::{self, MovedError};
 use super::super::pending::{PENDING_BYTES_MAX, PendingError, PendingList};
@@ -18,12 +19,12 @@ const FOLDER: &str = "damaged";
 const BYTES_MAX: usize = moved::OBJECT_BYTES_MAX;
 const _: () = assert!(BYTES_MAX >= RUN_BYTES_MAX && BYTES_MAX >= PENDING_BYTES_MAX);
 
-/// Returns the index runs, lists of moved chunks and pending lists that do not open.
+/// Returns the index runs, joined ones too, lists of moved chunks and pending lists that do not open.
 pub(super) fn closed(findings: &Findings) -> Vec<String> {
-    let matters = |name: &str| {
-        let parsed = [layout::parse_run(name).is_some(), layout::parse_moved(name).is_some()];
-        parsed.contains(&true) || layout::parse_pending(name).is_some()
+    let is_of_the_index = |name: &str| {
+        layout::parse_run(name).is_some() || layout::parse_joined(name).is_some() || layout::parse_moved(name).is_some()
     };
+    let matters = |name: &str| is_of_the_index(name) || layout::parse_pending(name).is_some();
     let objects = findings.objects.iter().filter(|(name, trouble)| matters(name) && !trouble.missing);
     objects.map(|(name, _)| name.clone()).collect()
 }
@@ -84,6 +85,10 @@ fn is_sealed_to_nobody(work: &Work<'_>, name: &str, content: &[u8]) -> bool {
     let (key, kloset) = (keys.index_key(), keys.kloset());
     if let Some(id) = layout::parse_run(name) {
         return matches!(IndexRun::open(&key, kloset, id, content), Err(IndexError::Magic | IndexError::Sealed(_)));
+    }
+    if let Some(id) = layout::parse_joined(name) {
+        // Whatever it is, the runs say what it says.
+        return joined::open(keys, id, content).is_err();
     }
     if let Some(id) = layout::parse_moved(name) {
         return matches!(

@@ -105,7 +105,7 @@ pub(super) async fn add_lost(repo: &Repo, findings: &mut Findings) -> Result<(),
     let mut content: HashMap<ChunkId, ChunkRef> = HashMap::new();
     let holds =
         |id: &PackId, offset, bytes| findings.packs.get(id).is_some_and(|pack| pack.holds(offset, bytes).is_ok());
-    for (_, run) in &index.runs {
+    for run in &index.runs {
         let troubled = |id: &PackId| findings.packs.get(id).is_none_or(|pack| pack.trouble.is_some());
         let suspect: Vec<bool> = run.packs.iter().map(|pack| troubled(&pack.id)).collect();
         for entry in run.entries.iter().filter(|entry| suspect.get(entry.pack as usize) == Some(&true)) {

@@ -93,7 +93,7 @@ fn frames(work: &Work<'_>, id: PackId, content: &[u8], index: &Index) -> Frames 
     let mut own = IndexRun::default();
     footer.iter().for_each(|footer| own.add_pack(id, content.len() as u64, footer));
     let mut frames = Frames::new();
-    for run in index.runs.iter().map(|(_, run)| run).chain([&own]) {
+    for run in index.runs.iter().chain([&own]) {
         for (number, pack) in (0..).zip(&run.packs).filter(|(_, pack)| pack.id == id) {
             for entry in run.entries.iter().filter(|entry| entry.pack == number) {
                 let at = (entry.frame_offset, entry.frame_bytes);
