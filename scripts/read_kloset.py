@@ -14,7 +14,7 @@ usage: read_kloset.py (--passphrase-file F | --key-file F) FOLDER list
 list      names every snapshot, and under each every path; \\xNN stands for a byte that cannot be shown
 dump      writes one file's content to standard output, zeros for its holes
 json      prints all there is to know of all snapshots; the content of files as a hash of their data
-verify    compares that with a file made before; also checks every pack, index run, list of moved chunks and pending list
+verify    compares that with a file made before; also checks every pack, index run (joined ones too), list of moved chunks and pending list
 selftest  computes the test vectors of the text again, and reads its examples
 
 One line feed (or CR LF) at the end of a passphrase file is not part of the passphrase. Needs
@@ -779,7 +779,7 @@ class Kloset:
         need(len(raw) >= 8, "too short for a joined index run")
         version, count = struct.unpack_from("<II", raw)
         need(version == 1, f"version {version} is not known")
-        need(count <= JOINED_RUNS_MAX and len(raw) >= 8 + 16 * count, "a joined index run of too many runs")
+        need(1 <= count <= JOINED_RUNS_MAX and len(raw) >= 8 + 16 * count, "a joined index run of no run, or of too many")
         names = ["index/" + raw[8 + 16 * at : 24 + 16 * at].hex() for at in range(count)]
         said = self._said(parse_run(raw[8 + 16 * count :]))
         if set(names) <= set(self.runs()):

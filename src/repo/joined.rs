@@ -69,9 +69,11 @@ pub fn open(keys: &Keys, id: JoinedId, object: &[u8]) -> Result<(Vec<RunId>, Ind
     if word(0) != VERSION {
         return Err(damaged(&"its version is not known to this program"));
     }
-    let ids = usize::try_from(word(4)).ok().filter(|count| *count <= RUNS_MAX).map(|count| count * RunId::BYTES);
-    let (ids, run) =
-        ids.and_then(|bytes| rest.split_at_checked(bytes)).ok_or_else(|| damaged(&"it stands for too many runs"))?;
+    let ids =
+        usize::try_from(word(4)).ok().filter(|count| (1..=RUNS_MAX).contains(count)).map(|count| count * RunId::BYTES);
+    let (ids, run) = ids
+        .and_then(|bytes| rest.split_at_checked(bytes))
+        .ok_or_else(|| damaged(&"it stands for no run, or for too many"))?;
     let ids = ids.chunks_exact(RunId::BYTES).map(|id| RunId(*id.first_chunk().expect("16 bytes"))).collect();
     Ok((ids, IndexRun::decode(run).map_err(|e| damaged(&e))?))
 }
@@ -85,9 +87,10 @@ fn aad(keys: &Keys, id: JoinedId) -> Vec<u8> {
 /// # Errors
 /// [`RepoError`]; nothing is lost then but the requests of those who load the index.
 pub async fn join(repo: &Repo, runs: &[(RunId, u64)]) -> Result<(), RepoError> {
-    let mut room = JOIN_BYTES_MAX;
+    let mut together = 0;
     let fits = |(_, bytes): &&(RunId, u64)| {
-        room.checked_sub(*bytes).is_some_and(|left| std::mem::replace(&mut room, left) > 0)
+        together += bytes;
+        together <= JOIN_BYTES_MAX
     };
     let short = runs.iter().filter(|(_, bytes)| *bytes <= SHORT_BYTES).take_while(fits).take(RUNS_MAX);
     let short: Vec<_> = short.map(|(id, bytes)| (Source::Run(*id), *bytes)).collect();
@@ -154,9 +157,10 @@ mod tests {
         };
         assert_eq!(problem(&[1, 0, 0, 0]), "it has no head");
         assert_eq!(problem(&[2, 0, 0, 0, 0, 0, 0, 0]), "its version is not known to this program");
-        assert_eq!(problem(&[1, 0, 0, 0, 1, 4, 0, 0]), "it stands for too many runs");
-        assert_eq!(problem(&[1, 0, 0, 0, 1, 0, 0, 0]), "it stands for too many runs");
-        assert_eq!(problem(&[1, 0, 0, 0, 0, 0, 0, 0]), "it is malformed: no head");
+        for count in [[0, 0, 0, 0], [1, 0, 0, 0], [1, 4, 0, 0]] {
+            assert_eq!(problem(&[[1, 0, 0, 0], count].concat()), "it stands for no run, or for too many");
+        }
+        assert_eq!(problem(&[&[1, 0, 0, 0, 1, 0, 0, 0][..], &[7; 16]].concat()), "it is malformed: no head");
     }
 
     async fn put(repo: &Repo, numbers: std::ops::Range<u8>) {
