@@ -147,15 +147,7 @@ impl Repo {
             store.delete(&slot_name).await?;
             return Err(RepoError::KlosetExists(store.description().to_owned()));
         }
-        Ok(Self {
-            cached: store.clone(),
-            store,
-            keys: keys.into(),
-            header: header.into(),
-            env,
-            cpu,
-            join_runs: JOIN_RUNS_DEFAULT,
-        })
+        Ok(Self::of(store, (keys, header), env, cpu))
     }
 
     /// Opens a kloset: the header, the listing of key slots and the slots themselves.
@@ -166,15 +158,12 @@ impl Repo {
         let (header, fetched) = header_and_slots(&store).await?;
         let (_, keys) = slots::open(&slots::decode(&fetched, header.id), secret, &cpu).await?;
         header.verify(&keys)?;
-        Ok(Self {
-            cached: store.clone(),
-            store,
-            keys: keys.into(),
-            header: header.into(),
-            env,
-            cpu,
-            join_runs: JOIN_RUNS_DEFAULT,
-        })
+        Ok(Self::of(store, (keys, header), env, cpu))
+    }
+
+    fn of(store: Store, (keys, header): (Keys, Header), env: Env, cpu: Cpu) -> Self {
+        let (cached, keys, header) = (store.clone(), keys.into(), header.into());
+        Self { store, cached, keys, header, env, cpu, join_runs: JOIN_RUNS_DEFAULT }
     }
 
     /// Returns this kloset with a cache on disk for what readers fetch: packs and manifests. Listings, the header and
