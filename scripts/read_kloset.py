@@ -817,8 +817,6 @@ class Kloset:
     def emptied(self):
         """What prunes said: references by the pack that was emptied, kind and id."""
         index = collections.defaultdict(lambda: collections.defaultdict(list))
-        for name in self._names("index/joined", r"index/joined/[0-9a-f]{32}") if self.keys.moved else []:
-            with_name(name, self.check_joined, name)
         for name in self._names("index/moved", r"index/moved/[0-9a-f]{32}"):
             try:
                 for session, pack, run in self.moved_runs(name):
@@ -864,6 +862,8 @@ class Kloset:
             with_name(pack_name(session, pack), self.check_pack, session, pack)
         for name in self.runs():
             with_name(name, self.check_run, name)
+        for name in self._names("index/joined", r"index/joined/[0-9a-f]{32}"):
+            with_name(name, self.check_joined, name)
         for name in self._names("index/moved", r"index/moved/[0-9a-f]{32}"):
             with_name(name, self.moved_runs, name)
         for name in self._names("pending", r"pending/[0-9a-f]{32}"):

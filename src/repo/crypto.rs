@@ -177,7 +177,7 @@ impl Keys {
         SealingKey::new(&self.write.index)
     }
 
-    /// Returns the key that seals where moved chunks went, which a write-only slot does not hold.
+    /// Returns the key that seals where moved chunks went, and joined index runs: a write-only slot does not hold it.
     ///
     /// # Errors
     /// [`CryptoError::WriteOnly`] without the right to read.

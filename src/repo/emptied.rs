@@ -59,18 +59,19 @@ pub struct Emptied {
 }
 
 impl Emptied {
-    /// Lists the objects and reads their tables; the second store is the same one, through a cache maybe.
+    /// Lists the objects and reads their tables.
     ///
     /// # Errors
     /// [`RepoError::Store`], [`RepoError::PruneAtWork`] if objects went on vanishing. Damage is no error: it is kept.
-    pub async fn load((listed, read): (&Store, &Store), keys: &Keys) -> Result<Self, RepoError> {
-        for _ in 1..LISTINGS_MAX {
-            match Self::of(read, keys, &listed.list(layout::MOVED).await?).await {
-                Err(RepoError::PruneAtWork) => {}
+    pub async fn load(store: &Store, keys: &Keys) -> Result<Self, RepoError> {
+        let mut listings = 0;
+        loop {
+            listings += 1;
+            match Self::of(store, keys, &store.list(layout::MOVED).await?).await {
+                Err(RepoError::PruneAtWork) if listings < LISTINGS_MAX => {}
                 loaded => return loaded,
             }
         }
-        Self::of(read, keys, &listed.list(layout::MOVED).await?).await
     }
 
     /// Reads the tables of those of the objects listed that have one.
@@ -79,28 +80,28 @@ impl Emptied {
     /// As [`Emptied::load`]; [`RepoError::WriteOnly`] if there is one, and no right to read it.
     pub async fn of(store: &Store, keys: &Keys, listed: &[ObjectInfo]) -> Result<Self, RepoError> {
         let known: Vec<_> = listed.iter().filter_map(|o| Some((layout::parse_moved(&o.name)?, o.bytes))).collect();
+        if !known.is_empty() && !keys.can_read() {
+            return Err(RepoError::WriteOnly);
+        }
         let fetch = |(id, bytes): (MovedId, u64)| async move {
             let name = layout::moved_name(id);
             let head = match bytes {
                 ..=WHOLE_BYTES_MAX => store.get(&name, WHOLE_BYTES_MAX).await,
                 _ => store.get_range(&name, 0..HEAD_BYTES_MAX as u64).await,
             };
-            let opened = match (keys.can_read(), present(&name, head)) {
-                (false, _) => return Err(RepoError::WriteOnly),
-                (true, Ok(head)) => moved::open_table(keys, id, &head, bytes)
-                    .map(|rows| (head, rows))
-                    .map_err(|e| RepoError::damaged(name, e)),
-                (true, Err(error @ RepoError::Damaged { .. })) => Err(error),
-                (true, Err(error)) => return Err(error),
-            };
-            Ok((id, bytes, opened))
+            let opened = present(&name, head).and_then(|head| {
+                let rows = moved::open_table(keys, id, &head, bytes).map_err(|e| RepoError::damaged(name, e))?;
+                Ok((head, rows))
+            });
+            (id, bytes, opened)
         };
         let mut tables = futures::stream::iter(known).map(fetch).buffered(FETCHES);
         let mut emptied = Self::default();
-        while let Some((id, bytes, opened)) = tables.try_next().await? {
+        while let Some((id, bytes, opened)) = tables.next().await {
             match opened {
                 Ok((head, rows)) => emptied.add(id, bytes, head, rows),
-                Err(error) => emptied.damaged.push(error),
+                Err(error @ RepoError::Damaged { .. }) => emptied.damaged.push(error),
+                Err(error) => return Err(error),
             }
         }
         Ok(emptied)
@@ -365,7 +366,7 @@ mod tests {
     }
 
     async fn load(repo: &Repo) -> Emptied {
-        let emptied = Emptied::load((&repo.store, &repo.store), &repo.keys).await.unwrap();
+        let emptied = Emptied::load(&repo.store, &repo.keys).await.unwrap();
         assert!(emptied.damaged.is_empty());
         emptied
     }
@@ -399,7 +400,7 @@ mod tests {
         let name = repo.store.list(layout::MOVED).await.unwrap().remove(0).name;
         repo.store.delete(&name).await.unwrap();
         repo.store.put_new(&name, Bytes::from_static(b"KLOSET1M")).await.unwrap();
-        let emptied = Emptied::load((&repo.store, &repo.store), &repo.keys).await.unwrap();
+        let emptied = Emptied::load(&repo.store, &repo.keys).await.unwrap();
         assert!(matches!(&emptied.damaged[..], [RepoError::Damaged { object, .. }] if *object == name));
     }
 

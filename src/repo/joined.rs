@@ -2,7 +2,7 @@
 //!
 //! Every backup leaves a run, and most are short. A writer that has read many of them puts what they say together, beside
 //! them: the runs stay, and only as long as all that it names are there does a joined run count (`docs/format.md`,
-//! "Joined runs"). It is sealed with a key that a write-only slot does not hold, so that nobody can hide a run by it.
+//! "Joined index run"). It is sealed with a key that a write-only slot does not hold, so that nobody can hide a run by it.
 
 use bytes::Bytes;
 
@@ -32,7 +32,7 @@ const SHORT_BYTES: u64 = 64 << 10;
 /// and not more than are this long together: about 100,000 entries.
 const JOIN_BYTES_MAX: u64 = 4 << 20;
 
-/// Seals what runs say together; sorts the entries.
+/// Seals what runs say together, its entries sorted.
 ///
 /// # Errors
 /// [`RepoError::WriteOnly`] without the right to read.
@@ -42,11 +42,10 @@ const JOIN_BYTES_MAX: u64 = 4 << 20;
 pub fn seal(
     keys: &Keys,
     id: JoinedId,
-    (runs, run): (&[RunId], &mut IndexRun),
+    (runs, run): (&[RunId], &IndexRun),
     nonce: [u8; NONCE_BYTES],
 ) -> Result<Vec<u8>, RepoError> {
     assert!(runs.len() <= RUNS_MAX, "{} runs", runs.len());
-    run.entries.sort_unstable();
     let key = keys.moved_key().map_err(|_| RepoError::WriteOnly)?;
     let count = u32::try_from(runs.len()).expect("not more than RUNS_MAX");
     let mut raw = [VERSION.to_le_bytes(), count.to_le_bytes()].concat();
@@ -104,7 +103,7 @@ pub async fn join(repo: &Repo, runs: &[(RunId, u64)]) -> Result<(), RepoError> {
     })
     .await?;
     merger.close();
-    let [run] = &mut merger.full[..] else { return Ok(()) };
+    let [run] = &merger.full[..] else { return Ok(()) };
     let (id, nonce) = (JoinedId(repo.env.entropy.bytes()), repo.env.entropy.bytes());
     let object = seal(&repo.keys, id, (&ids, run), nonce)?;
     Ok(repo.store.put_new(&layout::joined_name(id), Bytes::from(object)).await?)
@@ -140,14 +139,14 @@ mod tests {
         let (keys, id, nonce) =
             (Keys::from_master(KlosetId([1; 32]), &Secret([2; 32])), JoinedId([5; 16]), [0; NONCE_BYTES]);
         let runs = [RunId([1; 16]), RunId([2; 16])];
-        let good = seal(&keys, id, (&runs, &mut run(7)), nonce).unwrap();
+        let good = seal(&keys, id, (&runs, &run(7)), nonce).unwrap();
         assert_eq!(open(&keys, id, &good).unwrap(), (runs.to_vec(), run(7)));
         let is_damaged = |id, object: &[u8]| matches!(open(&keys, id, object), Err(RepoError::Damaged { .. }));
         assert!(is_damaged(JoinedId([6; 16]), &good) && is_damaged(id, b"KLOSET1I"));
         assert!((0..good.len()).all(|cut| is_damaged(id, &good[..cut])));
         let writer = Keys::write_only(KlosetId([1; 32]), keys.write_keys().clone());
         assert!(matches!(open(&writer, id, &good), Err(RepoError::WriteOnly)));
-        assert!(matches!(seal(&writer, id, (&runs, &mut run(7)), nonce), Err(RepoError::WriteOnly)));
+        assert!(matches!(seal(&writer, id, (&runs, &run(7)), nonce), Err(RepoError::WriteOnly)));
         let sealed = |raw: &[u8]| {
             [&MAGIC[..], &sealed::seal(&keys.moved_key().unwrap(), nonce, &aad(&keys, id), 3, raw)].concat()
         };

@@ -139,7 +139,9 @@ pub async fn for_each_listed(
         // One that has vanished or does not open says nothing: the runs do.
         for_each_of(read, keys, joined, |source, loaded| {
             if loaded.ids.iter().all(|id| wanted.contains_key(id)) {
-                wanted.retain(|id, _| !loaded.ids.contains(id));
+                for id in &loaded.ids {
+                    wanted.remove(id);
+                }
                 take(source, loaded);
             }
         })

@@ -15,8 +15,8 @@
 //! prune by hand and counts, of 500 seeds, those that see it. When it was done last: 94 without the second look at what
 //! snapshots need (marked packs are deleted once they are due); 11 with packs and pending lists deleted before the index
 //! runs that name the packs. Before that: 14 with the lists deleted first of all; 5 where a backup puts its snapshot without
-//! looking at the lists again. Packs deleted before runs, but lists still last, harm nobody: who sees the list takes for gone what is
-//! in the packs.
+//! looking at the lists again. Packs deleted before runs, but lists still last, harm nobody: who sees the list takes for
+//! gone what is in the packs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr, reason = "tests are no library")]

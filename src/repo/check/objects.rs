@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::super::Repo;
+use super::super::crypto::Keys;
 use super::super::error::RepoError;
 use super::super::header::{HEADER_BYTES_MAX, Header};
 use super::super::id::{JoinedId, MovedId, RunId};
@@ -179,16 +180,16 @@ pub(in crate::repo) fn learn(findings: &mut Findings, run: &IndexRun) {
 
 async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), RepoError> {
     let objects = repo.store.list("").await?;
-    let (mut slots, mut moved, mut joined) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut slots, mut moved_ids, mut joined_ids) = (Vec::new(), Vec::new(), Vec::new());
     for object in objects {
         if let Some(id) = layout::parse_pack(&object.name) {
             findings.packs.entry(id).or_default().listed = Some(object.bytes);
         } else if layout::parse_slot(&object.name).is_some() {
             slots.push(object.name);
         } else if let Some(id) = layout::parse_moved(&object.name) {
-            moved.push(id);
+            moved_ids.push(id);
         } else if let Some(id) = layout::parse_joined(&object.name) {
-            joined.push(id);
+            joined_ids.push(id);
         } else if !is_ours(&object.name) {
             findings.notes.add(NoteKind::Foreign, &object.name, object.bytes);
         }
@@ -196,8 +197,10 @@ async fn look_at_listing(repo: &Repo, findings: &mut Findings) -> Result<(), Rep
     for name in slots {
         look_at_slot(repo, findings, &name).await?;
     }
-    look_at_moved(repo, findings, moved).await?;
-    look_at_joined(repo, findings, joined).await?;
+    let kind: Kind<'_, _> = (layout::moved_name, moved::OBJECT_BYTES_MAX, "a list of moved chunks");
+    open_each(repo, findings, moved_ids, kind, open_moved).await?;
+    let kind: Kind<'_, _> = (layout::joined_name, joined::JOINED_BYTES_MAX, "a joined index run");
+    open_each(repo, findings, joined_ids, kind, open_joined).await?;
     findings.packs.values_mut().for_each(compare);
     Ok(())
 }
@@ -211,17 +214,28 @@ pub(super) fn is_ours(name: &str) -> bool {
         || SnapshotName::parse(name).is_some()
 }
 
-/// Opens all that says where chunks went that a prune moved.
-async fn look_at_moved(repo: &Repo, findings: &mut Findings, ids: Vec<MovedId>) -> Result<(), RepoError> {
-    for id in ids {
-        let name = layout::moved_name(id);
-        match fetch(&repo.store, &name, moved::OBJECT_BYTES_MAX as u64).await? {
-            Fetched::Missing => {} // written anew by a prune meanwhile
-            Fetched::TooLong => drop(findings.damaged(&name, "longer than a list of moved chunks can be")),
+/// Objects of one kind that are opened and not looked into: their names, how long one may be, what it is called.
+type Kind<'a, I> = (fn(I) -> String, usize, &'a str);
+
+/// Opens each object of a kind.
+async fn open_each<I: Copy + Send + 'static>(
+    repo: &Repo,
+    findings: &mut Findings,
+    ids: Vec<I>,
+    (name, bytes_max, what): Kind<'_, I>,
+    open: fn(&Keys, I, &[u8]) -> Result<(), String>,
+) -> Result<(), RepoError> {
+    let mut fetches = futures::stream::iter(ids)
+        .map(|id| async move { (id, fetch(&repo.store, &name(id), bytes_max as u64).await) })
+        .buffered(FETCHES);
+    while let Some((id, fetched)) = fetches.next().await {
+        match fetched? {
+            Fetched::Missing => {} // a prune put others in its place meanwhile
+            Fetched::TooLong => drop(findings.damaged(&name(id), format!("longer than {what} can be"))),
             Fetched::Content(content) => {
                 let keys = repo.keys.clone();
-                if let Err(error) = repo.cpu.run(move || moved::open(&keys, id, &content).map(drop)).await {
-                    findings.damaged(&name, error);
+                if let Err(problem) = repo.cpu.run(move || open(&keys, id, &content)).await {
+                    findings.damaged(&name(id), problem);
                 }
             }
         }
@@ -229,23 +243,15 @@ async fn look_at_moved(repo: &Repo, findings: &mut Findings, ids: Vec<MovedId>) 
     Ok(())
 }
 
-/// Opens joined index runs.
-async fn look_at_joined(repo: &Repo, findings: &mut Findings, ids: Vec<JoinedId>) -> Result<(), RepoError> {
-    for id in ids {
-        let name = layout::joined_name(id);
-        match fetch(&repo.store, &name, joined::JOINED_BYTES_MAX as u64).await? {
-            Fetched::Missing => {} // the runs became others by a prune meanwhile
-            Fetched::TooLong => drop(findings.damaged(&name, "longer than a joined index run can be")),
-            Fetched::Content(content) => {
-                let keys = repo.keys.clone();
-                let opened = repo.cpu.run(move || joined::open(&keys, id, &content).map(drop)).await;
-                if let Err(RepoError::Damaged { problem, .. }) = opened {
-                    findings.damaged(&name, problem);
-                }
-            }
-        }
-    }
-    Ok(())
+fn open_moved(keys: &Keys, id: MovedId, object: &[u8]) -> Result<(), String> {
+    moved::open(keys, id, object).map(drop).map_err(|error| error.to_string())
+}
+
+fn open_joined(keys: &Keys, id: JoinedId, object: &[u8]) -> Result<(), String> {
+    joined::open(keys, id, object).map(drop).map_err(|error| match error {
+        RepoError::Damaged { problem, .. } => problem,
+        error => error.to_string(),
+    })
 }
 
 async fn look_at_slot(repo: &Repo, findings: &mut Findings, name: &str) -> Result<(), RepoError> {

@@ -1,9 +1,9 @@
 //! Emptying packs: what is needed of them goes into new packs, and an object says where it went.
 //!
-//! Old packs are fetched whole and a few ahead, unless the walk kept them; only frames with something needed are opened, each chunk's id is checked,
-//! and frames are laid out as a writer does. Work ends in steps: new packs, the index run that names them, what says where
-//! chunks went, and the pending list of the emptied packs, in this order. A crash leaves packs that nobody needs, or a pack
-//! that is emptied again.
+//! Old packs are fetched whole and a few ahead, unless the walk kept them; only frames with something needed are opened,
+//! each chunk's id is checked, and frames are laid out as a writer does. Work ends in steps: new packs, the index run that
+//! names them, what says where chunks went, and the pending list of the emptied packs, in this order. A crash leaves packs
+//! that nobody needs, or a pack that is emptied again.
 
 use std::collections::BTreeMap;
 

@@ -109,7 +109,7 @@ impl Listed {
         let mut last = self.last.lock().await;
         if last.1 <= before && !does(&last.0) {
             let begun = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            *last = (Emptied::load((store, store), keys).await?.into(), begun);
+            *last = (Emptied::load(store, keys).await?.into(), begun);
         }
         Ok(last.0.clone())
     }
