@@ -4,7 +4,7 @@
 //! the BLAKE3 of all before it, so that a server without keys can check it (`docs/format.md`, "Pack"). Building and
 //! parsing take bytes and return values; storing is the writer's.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::crypto::{self, NONCE_BYTES, SEAL_BYTES, SealingKey};
@@ -178,7 +178,7 @@ fn footer_aad(kloset: KlosetId, pack: PackId) -> Vec<u8> {
 
 /// A pack under construction.
 pub struct PackBuilder {
-    content: Vec<u8>,
+    content: BytesMut,
     footer: Footer,
 }
 
@@ -186,7 +186,15 @@ impl PackBuilder {
     /// Begins a pack.
     #[must_use]
     pub fn new(kind: PackKind) -> Self {
-        let mut content = Vec::with_capacity(DATA_PACK_BYTES + LAST_FRAME_BYTES);
+        Self::within(BytesMut::new(), kind)
+    }
+
+    /// Begins a pack in the memory of an earlier one: the system takes longer to give new memory than a pack takes to be
+    /// copied together.
+    #[must_use]
+    pub fn within(mut content: BytesMut, kind: PackKind) -> Self {
+        content.clear();
+        content.reserve(DATA_PACK_BYTES + LAST_FRAME_BYTES);
         content.extend_from_slice(MAGIC);
         Self { content, footer: Footer { version: 1, kind, frames: Vec::new() } }
     }
@@ -234,7 +242,7 @@ impl PackBuilder {
         self.content.extend_from_slice(&bytes.to_le_bytes());
         let digest = blake3::hash(&self.content);
         self.content.extend_from_slice(digest.as_bytes());
-        (self.content.into(), self.footer)
+        (self.content.freeze(), self.footer)
     }
 }
 

@@ -10,9 +10,9 @@ mod again;
 mod heal;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -76,6 +76,8 @@ pub struct Writer {
     run: IndexRun,
     runs: Vec<RunId>,
     uploads: JoinSet<Result<(), StoreError>>,
+    /// The memory of a pack of content that is stored, for the next one.
+    spare: Arc<Mutex<Option<BytesMut>>>,
     counts: WriteCounts,
 }
 
@@ -159,6 +161,7 @@ impl Writer {
             run: IndexRun::default(),
             runs: Vec::new(),
             uploads: JoinSet::new(),
+            spare: Arc::default(),
             counts: WriteCounts::default(),
         }
     }
@@ -438,7 +441,8 @@ impl Writer {
             Some(open) => open,
             None => {
                 self.data.pack_chunks = 0;
-                (self.begin_pack(), PackBuilder::new(PackKind::Data))
+                let memory = self.spare.lock().expect("no panic while held").take().unwrap_or_default();
+                (self.begin_pack(), PackBuilder::within(memory, PackKind::Data))
             }
         };
         self.data.pack_chunks += chunks.len();
@@ -506,10 +510,15 @@ impl Writer {
         while self.uploads.len() >= UPLOADS_MAX {
             self.wait_for_upload()?;
         }
-        let store = self.repo.store.clone();
+        let (store, spare) = (self.repo.store.clone(), self.spare.clone());
         let put = async move {
             match kind {
-                PackKind::Data => store.put_content(&name, object).await,
+                PackKind::Data => {
+                    store.put_content(&name, object.clone()).await?;
+                    let memory = object.try_into_mut().ok(); // unless somebody still holds it
+                    *spare.lock().expect("no panic while held") = memory;
+                    Ok(())
+                }
                 PackKind::Tree => store.put_new(&name, object).await,
             }
         };
