@@ -34,7 +34,14 @@ impl Chunker {
         self.settings.max_bytes as usize
     }
 
-    /// Returns the length of the first chunk of `content`, which holds [`Chunker::window_bytes`] or all that is left.
+    /// Returns how many bytes nearly always hold the end of their first chunk: twice the average.
+    #[must_use]
+    pub fn likely_bytes(&self) -> usize {
+        (2 * self.settings.avg_bytes as usize).min(self.window_bytes())
+    }
+
+    /// Returns the length of the first chunk of `content`, which holds [`Chunker::window_bytes`] or all that is left; of less
+    /// than that, an end before that of `content` is final, too.
     #[must_use]
     pub fn cut(&self, content: &[u8]) -> usize {
         let ChunkerSettings { min_bytes, avg_bytes, max_bytes } = self.settings;
@@ -76,6 +83,25 @@ mod tests {
             rest = &rest[bytes..];
         }
         out
+    }
+
+    #[test]
+    fn an_end_within_a_short_window_is_final() {
+        let mut content = vec![0; 8 << 20];
+        Entropy::seeded(4).fill(&mut content);
+        let chunker = Chunker::new(ChunkerSettings::default(), 5);
+        for start in (0..1 << 20).step_by(99_991) {
+            let rest = &content[start..];
+            let end = chunker.cut(&rest[..chunker.window_bytes()]);
+            // The byte behind an end may decide about it, and is looked at with its neighbour.
+            for bytes in [1, 255 << 10, (256 << 10) + 1, 700_001, 1 << 20, end - 1, end, end + 1, end + 2, 3 << 20] {
+                let found = chunker.cut(&rest[..bytes]);
+                assert!(
+                    found == end && bytes > end || found == bytes && bytes < end + 2,
+                    "{start} {bytes}: {found}, {end}"
+                );
+            }
+        }
     }
 
     #[test]
