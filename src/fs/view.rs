@@ -181,13 +181,20 @@ impl View {
         let Some((leaf, slot)) = found else { return Ok(Found { attr: None, ttl: FIXED_TTL }) };
         let node = leaf.nodes().get(slot).ok_or(FsError::Stale)?;
         let number = self.remember(directory, &leaf, slot, node)?;
+        self.leave_room();
         Ok(Found { attr: Some(self.attr(node, number)), ttl: FIXED_TTL })
+    }
+
+    /// Has the caches give up what the table of inodes takes: one limit holds for both.
+    fn leave_room(&self) {
+        self.0.reader.leave_room(self.0.inodes.bytes());
     }
 
     /// Takes back lookups that were counted.
     pub fn forget(&self, number: u64, lookups: u64) {
         if number & NODE_BIT != 0 {
             self.0.inodes.forget(number, lookups);
+            self.leave_room();
         } else if number & PATH_BIT != 0 {
             self.0.paths.forget(number, lookups);
         }
@@ -239,6 +246,12 @@ impl View {
     #[must_use]
     pub fn inodes_len(&self) -> usize {
         self.0.inodes.len() + self.0.paths.len()
+    }
+
+    /// Returns what the caches may hold: the limit without the table of inodes.
+    #[must_use]
+    pub fn caches_bytes_max(&self) -> usize {
+        self.0.reader.bytes_max()
     }
 
     pub(super) async fn inode(&self, number: u64) -> Result<Inode, FsError> {

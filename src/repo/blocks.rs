@@ -14,7 +14,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 
-use super::cache::{CacheCounts, Tally};
+use super::cache::{CacheCounts, Share, Tally};
 use super::error::RepoError;
 use super::id::PackId;
 use super::pack::{DATA_PACK_BYTES, PACK_BYTES_MAX};
@@ -129,7 +129,7 @@ impl State {
 pub struct Blocks {
     store: Store,
     state: Arc<Mutex<State>>,
-    bytes_max: usize,
+    bytes_max: Share,
     tally: Arc<Tally>,
 }
 
@@ -139,7 +139,7 @@ impl Blocks {
     /// # Panics
     /// Never.
     #[must_use]
-    pub fn new(store: Store, bytes_max: usize) -> Self {
+    pub fn new(store: Store, bytes_max: impl Into<Share>) -> Self {
         let small = std::num::NonZeroUsize::new(STREAMS_MAX).expect("not zero");
         let state = State {
             blocks: HashMap::new(),
@@ -150,7 +150,7 @@ impl Blocks {
             ends: LruCache::new(small),
             bytes: 0,
         };
-        Self { store, state: Arc::new(Mutex::new(state)), bytes_max, tally: Arc::default() }
+        Self { store, state: Arc::new(Mutex::new(state)), bytes_max: bytes_max.into(), tally: Arc::default() }
     }
 
     /// Returns how often a read found what one request brings, here or on its way, and how often it had to send one.
@@ -293,8 +293,8 @@ impl Blocks {
     }
 
     fn shrink(&self, state: &mut State) {
-        let mut loading = Vec::new();
-        while state.bytes > self.bytes_max {
+        let (mut loading, bytes_max) = (Vec::new(), self.bytes_max.bytes());
+        while state.bytes > bytes_max {
             match state
                 .extents
                 .peek_lru()

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
@@ -19,6 +19,57 @@ use super::error::RepoError;
 pub trait Weigh {
     /// Returns about how many bytes of memory the value takes.
     fn weight(&self) -> usize;
+}
+
+/// A limit of bytes that caches share, and of which somebody else may take a part.
+#[derive(Debug)]
+pub struct Limit {
+    bytes: usize,
+    taken: AtomicUsize,
+}
+
+impl Limit {
+    /// Returns a limit of which nothing is taken.
+    #[must_use]
+    pub fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { bytes, taken: AtomicUsize::new(0) })
+    }
+
+    /// Says how many bytes somebody else holds now; half of the limit stays with the caches.
+    pub fn take(&self, bytes: usize) {
+        self.taken.store(bytes.min(self.bytes / 2), Ordering::Relaxed);
+    }
+
+    /// Returns how many bytes are left to the caches.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.bytes - self.taken.load(Ordering::Relaxed)
+    }
+}
+
+/// How much a cache may hold: eighths of a limit.
+#[derive(Clone, Debug)]
+pub struct Share(Arc<Limit>, usize);
+
+impl Share {
+    /// Returns `eighths` of what is left of a limit.
+    #[must_use]
+    pub fn of(limit: &Arc<Limit>, eighths: usize) -> Self {
+        Self(limit.clone(), eighths)
+    }
+
+    /// Returns how many bytes that are now.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.left() / 8 * self.1
+    }
+}
+
+impl From<usize> for Share {
+    /// A cache that shares with nobody.
+    fn from(bytes: usize) -> Self {
+        Self::of(&Limit::new(bytes.saturating_mul(8)), 1)
+    }
 }
 
 /// What was asked of a cache since it was made.
@@ -64,15 +115,16 @@ struct State<K: Hash + Eq, V> {
 /// The cache.
 pub struct Cache<K: Hash + Eq, V> {
     state: Mutex<State<K, V>>,
-    bytes_max: usize,
+    bytes_max: Share,
     tally: Tally,
 }
 
 impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
     /// Returns an empty cache of at most `bytes_max` bytes.
     #[must_use]
-    pub fn new(bytes_max: usize) -> Self {
-        Self { state: Mutex::new(State { slots: LruCache::unbounded(), bytes: 0 }), bytes_max, tally: Tally::default() }
+    pub fn new(bytes_max: impl Into<Share>) -> Self {
+        let state = Mutex::new(State { slots: LruCache::unbounded(), bytes: 0 });
+        Self { state, bytes_max: bytes_max.into(), tally: Tally::default() }
     }
 
     /// Returns what was asked of it so far.
@@ -153,7 +205,8 @@ impl<K: Hash + Eq + Clone, V: Weigh + Send + Sync + 'static> Cache<K, V> {
     fn shrink(&self, state: &mut State<K, V>) {
         let mut loading = Vec::new();
         // What was loaded last stays even if it is over the bound by itself: somebody is about to use all of it.
-        while state.bytes > self.bytes_max && state.slots.len() > loading.len() + 1 {
+        let bytes_max = self.bytes_max.bytes();
+        while state.bytes > bytes_max && state.slots.len() > loading.len() + 1 {
             match state.slots.pop_lru() {
                 Some((_, Slot::Ready(value))) => state.bytes -= value.weight(),
                 Some((key, slot)) => loading.push((key, slot)),
@@ -220,5 +273,19 @@ mod tests {
         assert_eq!(cache.state.lock().unwrap().bytes, 80);
         cache.get(4, || async { Ok(vec![0; 400]) }).await.unwrap();
         assert!(cache.ready(&4).is_some() && cache.ready(&3).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_takes_of_a_limit_the_cache_gives_up_down_to_half() {
+        let limit = Limit::new(160);
+        let cache = Cache::<u32, Vec<u8>>::new(Share::of(&limit, 4));
+        let load = || async { Ok(vec![0; 20]) };
+        for (taken, bytes) in [(0, 80), (40, 60), (1000, 40), (0, 80)] {
+            limit.take(taken);
+            for key in 0..8 {
+                cache.get(key, load).await.unwrap();
+            }
+            assert_eq!(cache.state.lock().unwrap().bytes, bytes, "{taken} taken");
+        }
     }
 }

@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Repo;
 use super::blocks::Blocks;
-use super::cache::{Cache, Weigh};
+use super::cache::{Cache, Limit, Share, Weigh};
 use super::crypto::Keys;
 use super::error::RepoError;
 use super::id::{ChunkId, PackId};
@@ -38,6 +38,8 @@ struct Inner {
     store: Store,
     keys: Arc<Keys>,
     cpu: Cpu,
+    /// What the caches may hold together.
+    limit: Arc<Limit>,
     blocks: Blocks,
     frames: Cache<(PackId, u32), Frame>,
     tree_packs: Cache<PackId, TreePack>,
@@ -140,7 +142,8 @@ impl Reader {
         (moved, moves): (Arc<Relocations>, Arc<Moves>),
         memory_bytes: usize,
     ) -> Self {
-        let part = |share: usize| memory_bytes / 8 * share;
+        let limit = Limit::new(memory_bytes);
+        let part = |eighths: usize| Share::of(&limit, eighths);
         Self(Arc::new(Inner {
             blocks: Blocks::new(store.clone(), part(2)),
             frames: Cache::new(part(2)),
@@ -153,7 +156,19 @@ impl Reader {
             store,
             keys,
             cpu,
+            limit,
         }))
+    }
+
+    /// Keeps the caches to what is left of their bytes when somebody else holds so many; at least half is.
+    pub fn leave_room(&self, bytes: usize) {
+        self.0.limit.take(bytes);
+    }
+
+    /// Returns how many bytes the caches may hold now.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        self.0.limit.left()
     }
 
     /// Returns a page of a directory if it is in memory.
@@ -423,8 +438,9 @@ impl Reader {
             return Ok(Bytes::new());
         }
         let chunks = self.chunks_in(data, range.clone()).await?;
-        let mut out = BytesMut::new();
         let single = chunks.len() == 1;
+        let bytes = if single { 0 } else { usize::try_from(range.end - range.start).expect("a read is small") };
+        let mut out = BytesMut::with_capacity(bytes);
         for (at, chunk) in chunks {
             let raw = self.chunk(&chunk).await?;
             let from = usize::try_from(range.start.saturating_sub(at)).expect("within a chunk");

@@ -196,6 +196,7 @@ fn the_status_is_fresh_and_needs_no_store() {
     assert_eq!((&after["caches"]["content_lists"]["misses"], &after["store"]["http_retries"]), (&0.into(), &0.into()));
     program.gate.set(Mode::Frozen);
     assert!(after["memory_bytes"].as_u64().unwrap() > 0 && after["memory_limit_bytes"] == 128 << 20);
+    assert!(after["caches_limit_bytes"].as_u64() < after["memory_limit_bytes"].as_u64(), "{after}");
     for _ in 0..3 {
         assert_eq!(status()["pid"], after["pid"]);
     }

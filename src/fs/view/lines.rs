@@ -65,6 +65,7 @@ impl View {
                 break;
             }
         }
+        self.leave_room();
         Ok(())
     }
 
