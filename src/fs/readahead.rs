@@ -20,7 +20,7 @@ pub const WINDOW_BYTES_MAX: u64 = 32 << 20;
 /// How far off the expected place a read may fall and still belong to the stream: requests overtake one another.
 const SLACK_BYTES: u64 = 2 << 20;
 /// How far ahead chunks are also opened, so that the processor works while the network does.
-const OPEN_BYTES: u64 = 2 << 20;
+const OPEN_BYTES: u64 = 4 << 20;
 /// What a stream brings from here on passes through: a sixteenth of the default cache on disk.
 const PASSING_BYTES: u64 = 64 << 20;
 /// Files whose reading is remembered.
@@ -90,9 +90,9 @@ impl Readahead {
 }
 
 impl Stream {
-    /// Extends what is fetched once half of the window is used up.
+    /// Extends what is fetched once a quarter of the window is used up.
     fn fetch(&mut self, window_bytes_max: u64, bytes: u64) -> Option<Range<u64>> {
-        if self.window > 0 && self.fetched > self.end + self.window / 2 {
+        if self.window > 0 && self.fetched > self.end + self.window / 4 * 3 {
             return None;
         }
         self.window = (self.window * 2).clamp(WINDOW_BYTES_MIN, window_bytes_max);
@@ -133,8 +133,8 @@ mod tests {
         let fetches = fetches(&Readahead::new(WINDOW_BYTES_MAX), 200 * MIB);
         assert!(fetches.windows(2).all(|pair| pair[0].1 == pair[1].0), "{fetches:?}");
         let (from, to) = fetches[fetches.len() - 1];
-        assert!(to - from >= 15 && to > 200 && to <= 233, "{fetches:?}");
-        assert!(fetches.len() < 25, "{fetches:?}");
+        assert!(to - from >= 7 && to > 200 && to <= 233, "{fetches:?}");
+        assert!(fetches.len() < 35, "{fetches:?}");
     }
 
     #[test]
