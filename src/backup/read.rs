@@ -109,14 +109,8 @@ impl ReadContext {
         is_end: bool,
         keep: &mut dyn FnMut(ChunkId, &[u8]) -> bool,
     ) -> Option<usize> {
-        let (ahead, mut at) = (self.chunker.window_bytes(), 0);
-        // Where less is left than could be one chunk, its end is probably there all the same; what is left over is moved.
-        while at < window.len() && (is_end || window.len() - at >= self.chunker.likely_bytes()) {
-            let left = window.len() - at;
-            let n = self.chunker.cut(&window[at..at + left.min(ahead)]);
-            if n == left && left < ahead && !is_end {
-                break; // its end is still to come
-            }
+        let mut at = 0;
+        while let Some(n) = self.chunker.first(&window[at..], is_end) {
             let content = &window[at..at + n];
             if !keep(self.keys.chunk_id(content), content) {
                 return None;

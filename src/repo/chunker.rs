@@ -34,10 +34,17 @@ impl Chunker {
         self.settings.max_bytes as usize
     }
 
-    /// Returns how many bytes nearly always hold the end of their first chunk: twice the average.
+    /// Returns the length of the first chunk of a window if that is certain: always, where the window holds
+    /// [`Chunker::window_bytes`] or all that is left; of less, where the chunk ends before the window does.
     #[must_use]
-    pub fn likely_bytes(&self) -> usize {
-        (2 * self.settings.avg_bytes as usize).min(self.window_bytes())
+    pub fn first(&self, window: &[u8], is_end: bool) -> Option<usize> {
+        // Twice the average nearly always holds the end of a chunk; in less it would often be sought for nothing.
+        let likely_bytes = (2 * self.settings.avg_bytes as usize).min(self.window_bytes());
+        if window.is_empty() || !is_end && window.len() < likely_bytes {
+            return None;
+        }
+        let bytes = self.cut(&window[..window.len().min(self.window_bytes())]);
+        (is_end || bytes < window.len() || bytes == self.window_bytes()).then_some(bytes)
     }
 
     /// Returns the length of the first chunk of `content`, which holds [`Chunker::window_bytes`] or all that is left; of less
@@ -93,6 +100,7 @@ mod tests {
         for start in (0..1 << 20).step_by(99_991) {
             let rest = &content[start..];
             let end = chunker.cut(&rest[..chunker.window_bytes()]);
+            assert_eq!(chunker.first(rest, false), Some(end));
             // The byte behind an end may decide about it, and is looked at with its neighbour.
             for bytes in [1, 255 << 10, (256 << 10) + 1, 700_001, 1 << 20, end - 1, end, end + 1, end + 2, 3 << 20] {
                 let found = chunker.cut(&rest[..bytes]);
@@ -100,6 +108,9 @@ mod tests {
                     found == end && bytes > end || found == bytes && bytes < end + 2,
                     "{start} {bytes}: {found}, {end}"
                 );
+                let certain = chunker.first(&rest[..bytes], false);
+                assert!(certain.is_none_or(|certain| certain == end), "{start} {bytes}: {certain:?}, {end}");
+                assert_eq!(chunker.first(&rest[..bytes], true), Some(found));
             }
         }
     }

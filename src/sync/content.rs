@@ -58,10 +58,9 @@ impl Contents {
     /// Cuts what is certain to be cut there, all of it at the end.
     fn cut(&self, window: &mut Window, is_end: bool, writer: &mut Writer) -> Result<(), SyncError> {
         let Some(chunker) = &self.chunker else { return Ok(()) };
-        let (ahead, mut at) = (chunker.window_bytes(), 0);
-        while at < window.raw.len() && (is_end || window.raw.len() - at >= ahead) {
-            let rest = &window.raw[at..window.raw.len().min(at + ahead)];
-            let content = &rest[..chunker.cut(rest)];
+        let mut at = 0;
+        while let Some(bytes) = chunker.first(&window.raw[at..], is_end) {
+            let content = &window.raw[at..at + bytes];
             let id = self.keys.chunk_id(content);
             writer.add(id, Chunk::Lent(content)).map_err(SyncError::To)?;
             window.chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));

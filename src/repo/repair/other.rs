@@ -281,9 +281,8 @@ fn cut(
     (window, is_end): (&mut BytesMut, bool),
     writer: &mut Writer,
 ) -> Result<Vec<(ChunkId, u32)>, RepoError> {
-    let (ahead, mut chunks) = (chunker.window_bytes(), Vec::new());
-    while !window.is_empty() && (is_end || window.len() >= ahead) {
-        let bytes = chunker.cut(&window[..window.len().min(ahead)]);
+    let mut chunks = Vec::new();
+    while let Some(bytes) = chunker.first(window, is_end) {
         let id = repo.keys.chunk_id(&window[..bytes]);
         writer.add(id, Chunk::Lent(&window[..bytes]))?;
         chunks.push((id, u32::try_from(bytes).expect("a chunk is at most 16 MiB")));
