@@ -6,9 +6,10 @@
 //! bytes each, besides what their pages share. The kernel counts lookups; what it has forgotten is freed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::hash::number;
+use crate::repo::cache::Limit;
 use crate::repo::id::SnapshotId;
 use crate::repo::tree::{Data, Node, NodeKind, TreeRef};
 
@@ -139,9 +140,11 @@ struct SharedHome {
     users: u32,
 }
 
-/// The table of inodes.
-#[derive(Default)]
-pub struct Inodes(Mutex<State>);
+/// The table of inodes. What it takes, the caches that share its limit give up.
+pub struct Inodes {
+    state: Mutex<State>,
+    limit: Arc<Limit>,
+}
 
 #[derive(Default)]
 struct State {
@@ -154,6 +157,12 @@ struct State {
 }
 
 impl Inodes {
+    /// Returns an empty table, which takes its part of `limit`.
+    #[must_use]
+    pub fn new(limit: Arc<Limit>) -> Self {
+        Self { state: Mutex::default(), limit }
+    }
+
     /// Returns the number of an inode without counting a lookup, as a listing without attributes wants it.
     #[must_use]
     pub fn number(&self, identity: Identity) -> u64 {
@@ -171,6 +180,7 @@ impl Inodes {
         }
         let home = state.share(place.home);
         state.entries.insert(number, Entry { check: identity.check, home, slot: place.slot, lookups: 1 });
+        self.limit.take(state.bytes());
         number
     }
 
@@ -195,6 +205,7 @@ impl Inodes {
             let home = entry.home;
             state.entries.remove(&number);
             state.release(home);
+            self.limit.take(state.bytes());
         }
     }
 
@@ -204,13 +215,6 @@ impl Inodes {
         self.lock().entries.len()
     }
 
-    /// Returns about how many bytes of memory the table takes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        let state = self.lock();
-        state.entries.len() * ENTRY_BYTES + (state.homes.len() - state.free_homes.len()) * HOME_BYTES
-    }
-
     /// Tells whether no inode is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -218,11 +222,16 @@ impl Inodes {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().expect("no panic while held")
+        self.state.lock().expect("no panic while held")
     }
 }
 
 impl State {
+    /// Returns about how many bytes of memory the table takes.
+    fn bytes(&self) -> usize {
+        self.entries.len() * ENTRY_BYTES + (self.homes.len() - self.free_homes.len()) * HOME_BYTES
+    }
+
     /// Returns the number that belongs to the identity: the next one where another inode has taken it.
     fn free_or_own(&self, identity: Identity) -> u64 {
         let mut number = identity.number;
@@ -313,6 +322,10 @@ mod tests {
         Place { home: Home { directory: 1, snapshot: 0, page }, slot }
     }
 
+    fn table() -> Inodes {
+        Inodes::new(Limit::new(1 << 20))
+    }
+
     /// The names of a file with several hard links share one inode, with one exception: if the file was changed while
     /// its names were backed up one after the other, each shows what was read.
     #[test]
@@ -330,7 +343,7 @@ mod tests {
     #[test]
     fn numbers_do_not_depend_on_what_was_looked_at_before() {
         let identity = Identity::of(1, SNAPSHOT, &node("a", 1));
-        let (first, second) = (Inodes::default(), Inodes::default());
+        let (first, second) = (table(), table());
         let _ = second.remember(Identity::of(1, SNAPSHOT, &node("z", 1)), place(3, 4));
         assert_eq!(first.remember(identity, place(1, 0)), second.remember(identity, place(1, 0)));
         assert_eq!(first.number(identity), identity.number);
@@ -338,7 +351,7 @@ mod tests {
 
     #[test]
     fn colliding_numbers_go_to_the_next_and_stay_apart() {
-        let inodes = Inodes::default();
+        let inodes = table();
         let one = Identity { number: NODE_BIT | 5, check: 1 };
         let two = Identity { number: NODE_BIT | 5, check: 2 };
         assert_eq!(inodes.remember(one, place(1, 0)), NODE_BIT | 5);
@@ -350,7 +363,7 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_as_often_as_it_was_looked_up_is_freed() {
-        let inodes = Inodes::default();
+        let inodes = table();
         let identity = Identity::of(1, SNAPSHOT, &node("a", 1));
         let number = inodes.remember(identity, place(1, 0));
         assert_eq!(inodes.remember(identity, place(1, 0)), number);
@@ -358,19 +371,19 @@ mod tests {
         assert_eq!(inodes.place(number), Some(place(1, 0)));
         inodes.forget(number, 1);
         assert_eq!(inodes.place(number), None);
-        assert!(inodes.is_empty() && inodes.0.lock().unwrap().by_hash.is_empty());
+        assert!(inodes.is_empty() && inodes.state.lock().unwrap().by_hash.is_empty());
         inodes.forget(number, 1);
     }
 
     #[test]
     fn a_million_inodes_take_under_100_bytes_each() {
         const COUNT: u32 = 1_000_000;
-        let inodes = Inodes::default();
+        let inodes = table();
         for n in 0..COUNT {
             let identity = Identity { number: NODE_BIT | u64::from(n) << 20, check: n };
             let _ = inodes.remember(identity, place(n / 10, n % 10));
         }
-        let state = inodes.0.lock().unwrap();
+        let state = inodes.state.lock().unwrap();
         // Nodes of a B-tree are at least half full.
         let entries = state.entries.len() * 2 * (size_of::<(u64, Entry)>() + 1);
         let homes = state.homes.capacity() * size_of::<Option<SharedHome>>();

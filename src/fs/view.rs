@@ -128,7 +128,8 @@ impl View {
             Some(name) => folder(&reader, roots.open(name).await?.tree, &options.path).await?,
             None => None,
         };
-        let (inodes, paths, status_file) = (Inodes::default(), Paths::default(), StatusFile::default());
+        let (inodes, paths, status_file) =
+            (Inodes::new(reader.limit().clone()), Paths::default(), StatusFile::default());
         let histories = Histories::new(reader.clone(), roots.clone());
         let inner = Inner { roots, top, status, status_file, store, inodes, paths, histories, reader, ahead, options };
         Ok(Self(Arc::new(inner)))
@@ -181,20 +182,13 @@ impl View {
         let Some((leaf, slot)) = found else { return Ok(Found { attr: None, ttl: FIXED_TTL }) };
         let node = leaf.nodes().get(slot).ok_or(FsError::Stale)?;
         let number = self.remember(directory, &leaf, slot, node)?;
-        self.leave_room();
         Ok(Found { attr: Some(self.attr(node, number)), ttl: FIXED_TTL })
-    }
-
-    /// Has the caches give up what the table of inodes takes: one limit holds for both.
-    fn leave_room(&self) {
-        self.0.reader.leave_room(self.0.inodes.bytes());
     }
 
     /// Takes back lookups that were counted.
     pub fn forget(&self, number: u64, lookups: u64) {
         if number & NODE_BIT != 0 {
             self.0.inodes.forget(number, lookups);
-            self.leave_room();
         } else if number & PATH_BIT != 0 {
             self.0.paths.forget(number, lookups);
         }
@@ -251,7 +245,7 @@ impl View {
     /// Returns what the caches may hold: the limit without the table of inodes.
     #[must_use]
     pub fn caches_bytes_max(&self) -> usize {
-        self.0.reader.bytes_max()
+        self.0.reader.limit().left()
     }
 
     pub(super) async fn inode(&self, number: u64) -> Result<Inode, FsError> {

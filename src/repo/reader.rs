@@ -160,15 +160,10 @@ impl Reader {
         }))
     }
 
-    /// Keeps the caches to what is left of their bytes when somebody else holds so many; at least half is.
-    pub fn leave_room(&self, bytes: usize) {
-        self.0.limit.take(bytes);
-    }
-
-    /// Returns how many bytes the caches may hold now.
+    /// Returns the limit of the caches, of which somebody else may take a part.
     #[must_use]
-    pub fn bytes_max(&self) -> usize {
-        self.0.limit.left()
+    pub fn limit(&self) -> &Arc<Limit> {
+        &self.0.limit
     }
 
     /// Returns a page of a directory if it is in memory.

@@ -18,7 +18,7 @@ impl View {
         value["snapshots"] = inner.roots.shown();
         value["inodes"] = inner.inodes.len().into();
         value["memory_limit_bytes"] = inner.options.memory_bytes.into();
-        value["caches_limit_bytes"] = inner.reader.bytes_max().into();
+        value["caches_limit_bytes"] = inner.reader.limit().left().into();
         inner.status_file.renew(&value, inner.status.unix_ms());
     }
 

@@ -65,7 +65,6 @@ impl View {
                 break;
             }
         }
-        self.leave_room();
         Ok(())
     }
 
