@@ -4,6 +4,8 @@
 //! the BLAKE3 of all before it, so that a server without keys can check it (`docs/format.md`, "Pack"). Building and
 //! parsing take bytes and return values; storing is the writer's.
 
+use std::sync::{Arc, Mutex};
+
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -243,6 +245,31 @@ impl PackBuilder {
         let digest = blake3::hash(&self.content);
         self.content.extend_from_slice(digest.as_bytes());
         (self.content.freeze(), self.footer)
+    }
+}
+
+/// The memory of a pack that is stored, for the next one; cheap to clone.
+#[derive(Clone, Default)]
+pub struct SpareMemory(Arc<Mutex<Option<BytesMut>>>);
+
+impl SpareMemory {
+    /// Returns what was kept, or nothing yet.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding it.
+    #[must_use]
+    pub fn take(&self) -> BytesMut {
+        self.0.lock().expect("no panic while held").take().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a pack, unless somebody else still holds it.
+    ///
+    /// # Panics
+    /// If a thread panicked while holding it.
+    pub fn keep(&self, pack: Bytes) {
+        if let Ok(memory) = pack.try_into_mut() {
+            *self.0.lock().expect("no panic while held") = Some(memory);
+        }
     }
 }
 

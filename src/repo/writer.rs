@@ -10,9 +10,9 @@ mod again;
 mod heal;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -26,7 +26,7 @@ use super::layout::{self, SnapshotName};
 use super::lookup::{self, Loaded, Source};
 use super::pack::{
     self, DATA_FRAME_BYTES, DATA_PACK_BYTES, FRAME_CHUNKS_MAX, LONE_CHUNK_BYTES, PACK_CHUNKS_MAX, PackBuilder,
-    PackKind, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
+    PackKind, SpareMemory, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
 };
 use super::places::Places;
 use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
@@ -76,8 +76,7 @@ pub struct Writer {
     run: IndexRun,
     runs: Vec<RunId>,
     uploads: JoinSet<Result<(), StoreError>>,
-    /// The memory of a pack of content that is stored, for the next one.
-    spare: Arc<Mutex<Option<BytesMut>>>,
+    spare: SpareMemory,
     counts: WriteCounts,
 }
 
@@ -161,7 +160,7 @@ impl Writer {
             run: IndexRun::default(),
             runs: Vec::new(),
             uploads: JoinSet::new(),
-            spare: Arc::default(),
+            spare: SpareMemory::default(),
             counts: WriteCounts::default(),
         }
     }
@@ -441,8 +440,7 @@ impl Writer {
             Some(open) => open,
             None => {
                 self.data.pack_chunks = 0;
-                let memory = self.spare.lock().expect("no panic while held").take().unwrap_or_default();
-                (self.begin_pack(), PackBuilder::within(memory, PackKind::Data))
+                (self.begin_pack(), PackBuilder::within(self.spare.take(), PackKind::Data))
             }
         };
         self.data.pack_chunks += chunks.len();
@@ -515,8 +513,7 @@ impl Writer {
             match kind {
                 PackKind::Data => {
                     store.put_content(&name, object.clone()).await?;
-                    let memory = object.try_into_mut().ok(); // unless somebody still holds it
-                    *spare.lock().expect("no panic while held") = memory;
+                    spare.keep(object);
                     Ok(())
                 }
                 PackKind::Tree => store.put_new(&name, object).await,
