@@ -22,6 +22,7 @@ use kloset_mount::repo::id::KlosetId;
 use kloset_mount::repo::keyslot::SlotSecret;
 use kloset_mount::repo::path::{Found, resolve};
 use kloset_mount::repo::reader::Reader;
+use kloset_mount::repo::sealed::Plain;
 use kloset_mount::repo::tree::{FileContent, Page};
 use kloset_mount::repo::{CreateOptions, Repo, pack};
 use kloset_mount::store::Store;
@@ -74,7 +75,7 @@ fn name_a_chunk(bencher: Bencher<'_, '_>, bytes: usize) {
 fn seal_a_frame(bencher: Bencher<'_, '_>, kind: &str) {
     let (session, key) = keys().new_session(&Entropy::seeded(1));
     let raw = if kind == "words" { words(MIB) } else { noise(MIB) };
-    let seal = || pack::seal_frame(&key, (KLOSET, session), [3; 24], 3, black_box(&raw));
+    let seal = || pack::seal_frame(&key, (KLOSET, session), [3; 24], 3, Plain::from(black_box(&raw[..])));
     bencher.counter(BytesCount::new(MIB)).bench(seal);
 }
 
@@ -82,7 +83,7 @@ fn seal_a_frame(bencher: Bencher<'_, '_>, kind: &str) {
 fn open_a_frame(bencher: Bencher<'_, '_>, kind: &str) {
     let (session, key) = keys().new_session(&Entropy::seeded(1));
     let raw = if kind == "words" { words(MIB) } else { noise(MIB) };
-    let sealed = pack::seal_frame(&key, (KLOSET, session), [3; 24], 3, &raw);
+    let sealed = pack::seal_frame(&key, (KLOSET, session), [3; 24], 3, raw[..].into());
     let open = || pack::open_frame(&key, (KLOSET, session), black_box(&sealed)).unwrap();
     bencher.counter(BytesCount::new(MIB)).bench(open);
 }

@@ -1,7 +1,8 @@
 //! Reading files: open, cut, hash.
 //!
-//! Small files are read in batches, each into the batch's buffer; large ones chunk by chunk, with bounded room ahead. A
-//! file is read to the length it had when it was opened. Holes are skipped. This file knows nothing of frames.
+//! Small files are read in batches, each into the batch's buffer; large ones chunk by chunk through a window that mostly
+//! stays in the processor's cache, with bounded room ahead. A file is read to the length it had when it was opened. Holes
+//! are skipped. This file knows nothing of frames.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -19,10 +20,15 @@ use crate::monitor::Monitor;
 use crate::repo::chunker::Chunker;
 use crate::repo::crypto::Keys;
 use crate::repo::id::ChunkId;
+use crate::repo::sealed::Plain;
 use crate::repo::tree::{HOLES_MAX, Time};
 
 /// A file is large from here on: it is handed over chunk by chunk.
 pub(super) const LARGE_FILE_BYTES: u64 = 1 << 20;
+/// So much is read at once: few calls, and still in the processor's cache when it is cut and hashed.
+const READ_BYTES: usize = 256 << 10;
+/// When everything is to stop, a file of which no more than this is left is brought to its end.
+const END_BYTES: u64 = 8 << 20;
 /// Chunks of a large file that wait to be taken.
 const CHUNKS_AHEAD: usize = 4;
 /// A file that changed while it was read is read so often again.
@@ -43,6 +49,8 @@ pub(super) struct ReadTask {
 /// Files to be read by one thread, and where the answers go.
 pub(super) struct ReadJob {
     pub(super) tasks: Vec<ReadTask>,
+    /// How much they held when they were found.
+    pub(super) bytes: usize,
     /// Whether this is one large file.
     pub(super) large: bool,
     pub(super) answers: Sender<Answer>,
@@ -67,7 +75,7 @@ pub(super) enum Answer {
     /// All files of a batch, with the buffer that holds their content.
     Batch(Vec<Result<FileRead, ReadError>>, Vec<u8>),
     /// A chunk of a large file.
-    Chunk(ChunkId, Vec<u8>),
+    Chunk(ChunkId, Plain),
     /// The end of a large file; its chunks came before.
     End(Result<FileRead, ReadError>),
 }
@@ -102,15 +110,16 @@ pub(super) struct ReadContext {
 impl ReadContext {
     /// Cuts a window as far as the chunks in it are certain, all of it at the end, and hands each to `keep`.
     ///
-    /// Returns where the rest begins, or `None` once `keep` wants no more.
+    /// `seen` is of [`Chunker::first`]. Returns where the rest begins, or `None` once `keep` wants no more.
     pub(super) fn cut_window(
         &self,
         window: &[u8],
         is_end: bool,
+        seen: &mut usize,
         keep: &mut dyn FnMut(ChunkId, &[u8]) -> bool,
     ) -> Option<usize> {
         let mut at = 0;
-        while let Some(n) = self.chunker.first(&window[at..], is_end) {
+        while let Some(n) = self.chunker.first(&window[at..], is_end, seen) {
             let content = &window[at..at + n];
             if !keep(self.keys.chunk_id(content), content) {
                 return None;
@@ -126,27 +135,72 @@ pub(super) fn answers(large: bool) -> (Sender<Answer>, Receiver<Answer>) {
     crossbeam_channel::bounded(if large { CHUNKS_AHEAD } else { 1 })
 }
 
+/// Content on its way through a reader: what of it is not cut yet.
+#[derive(Default)]
+pub(super) struct Window {
+    bytes: Vec<u8>,
+    filled: usize,
+    /// How much of it was looked through for the end of its first chunk.
+    seen: usize,
+}
+
+impl Window {
+    /// Lets `read` fill what follows, [`READ_BYTES`] and `bytes_max` at most; returns how much that was.
+    pub(super) fn fill(
+        &mut self,
+        bytes_max: u64,
+        read: impl FnOnce(&mut [u8]) -> std::io::Result<usize>,
+    ) -> std::io::Result<usize> {
+        let end = self.filled + usize::try_from(bytes_max).unwrap_or(usize::MAX).min(READ_BYTES);
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        let bytes = read(&mut self.bytes[self.filled..end])?;
+        self.filled += bytes;
+        Ok(bytes)
+    }
+
+    /// Cuts what is certain, all of it at the end, and hands each chunk to `keep`; `false` once that wants no more.
+    pub(super) fn cut(
+        &mut self,
+        context: &ReadContext,
+        is_end: bool,
+        keep: &mut dyn FnMut(ChunkId, &[u8]) -> bool,
+    ) -> bool {
+        let Some(at) = context.cut_window(&self.bytes[..self.filled], is_end, &mut self.seen, keep) else {
+            return false;
+        };
+        self.bytes.copy_within(at..self.filled, 0);
+        self.filled -= at;
+        true
+    }
+
+    fn clear(&mut self) {
+        (self.filled, self.seen) = (0, 0);
+    }
+}
+
+/// Where a file's content goes. What one reading brought is void with the next one's.
+enum Sink<'a> {
+    /// Behind the `usize` bytes of other files in a batch's buffer.
+    Batch(usize, &'a mut Vec<u8>),
+    /// Chunk by chunk, until that wants no more.
+    Chunks(&'a mut Window, &'a mut Keep<'a>),
+}
+
+type Keep<'a> = dyn FnMut(ChunkId, &[u8], &mut FileRead) -> bool + 'a;
+
 /// Reads jobs until there are no more. A job whose answers nobody wants is dropped.
 pub(super) fn work(context: &ReadContext, jobs: &Receiver<ReadJob>) {
-    let mut window = Vec::new();
+    let mut window = Window::default();
     for job in jobs {
         if job.large {
             read_large(context, &job, &mut window);
         } else {
-            let mut buffer = Vec::new();
+            let mut buffer = Vec::with_capacity(job.bytes);
             let read = job.tasks.iter().map(|task| {
                 let start = buffer.len();
-                let mut keep = |id: ChunkId, content: &[u8], read: &mut FileRead| {
-                    if read.places.is_empty() {
-                        buffer.truncate(start); // it may be read again
-                    }
-                    let from = buffer.len();
-                    buffer.extend_from_slice(content);
-                    read.places.push(from..buffer.len());
-                    read.chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
-                    true
-                };
-                let read = read_file(context, task, &mut window, &mut keep);
+                let read = read_file(context, task, &mut Sink::Batch(start, &mut buffer));
                 if read.is_err() {
                     buffer.truncate(start);
                 }
@@ -158,46 +212,33 @@ pub(super) fn work(context: &ReadContext, jobs: &Receiver<ReadJob>) {
     }
 }
 
-fn read_large(context: &ReadContext, job: &ReadJob, window: &mut Vec<u8>) {
+fn read_large(context: &ReadContext, job: &ReadJob, window: &mut Window) {
     for task in &job.tasks {
         let mut hand_over = |id: ChunkId, content: &[u8], read: &mut FileRead| {
-            read.chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
-            job.answers.send(Answer::Chunk(id, content.to_vec())).is_ok()
+            read.chunks.push((id, length(content)));
+            job.answers.send(Answer::Chunk(id, content.into())).is_ok()
         };
-        let read = read_file(context, task, window, &mut hand_over);
+        let read = read_file(context, task, &mut Sink::Chunks(window, &mut hand_over));
         let _ = job.answers.send(Answer::End(read.map_err(ReadError::from)));
     }
 }
 
-type Keep<'a> = dyn FnMut(ChunkId, &[u8], &mut FileRead) -> bool + 'a;
-
-/// Reads a file, and again if it changed meanwhile; what changes each time is taken as it was read last. What is kept of
-/// one reading is void with the next one's first chunk.
-fn read_file(
-    context: &ReadContext,
-    task: &ReadTask,
-    window: &mut Vec<u8>,
-    keep: &mut Keep<'_>,
-) -> Result<FileRead, Errno> {
+/// Reads a file, and again if it changed meanwhile; what changes each time is taken as it was read last.
+fn read_file(context: &ReadContext, task: &ReadTask, sink: &mut Sink<'_>) -> Result<FileRead, Errno> {
     if context.monitor.stopped() {
         return Err(Errno::INTR); // what is begun is brought to its end, if that is near
     }
-    let mut read = read_once(context, task, window, keep)?;
+    let mut read = read_once(context, task, sink)?;
     for _ in 0..AGAIN_MAX {
         if read.changed && read.bytes <= AGAIN_BYTES_MAX {
-            read = read_once(context, task, window, keep)?;
+            read = read_once(context, task, sink)?;
         }
     }
     context.monitor.file(read.bytes);
     Ok(read)
 }
 
-fn read_once(
-    context: &ReadContext,
-    task: &ReadTask,
-    window: &mut Vec<u8>,
-    keep: &mut Keep<'_>,
-) -> Result<FileRead, Errno> {
+fn read_once(context: &ReadContext, task: &ReadTask, sink: &mut Sink<'_>) -> Result<FileRead, Errno> {
     let mut file = open(&*task.directory, &task.name)?;
     let stat = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -213,7 +254,14 @@ fn read_once(
     let (chunks, places, changed) = (Vec::new(), Vec::new(), false);
     let mut read =
         FileRead { inode: Some(stat.st_ino), mtime, ctime, xattrs, xattr_error, bytes, holes, chunks, places, changed };
-    cut_file(context, &mut file, &mut read, window, keep)?;
+    let mut data = DataOf::new(&mut file, &read);
+    match sink {
+        Sink::Batch(start, buffer) => {
+            buffer.truncate(*start);
+            take_small(context, &mut data, &mut read, buffer)?;
+        }
+        Sink::Chunks(window, keep) => cut_large(context, &mut data, &mut read, window, keep)?,
+    }
     let after = rustix::fs::fstat(&file)?;
     let times = |stat: &Stat| (meta::mtime(stat), meta::ctime(stat));
     read.changed |= times(&after) != times(&stat) || after.st_size != stat.st_size;
@@ -231,60 +279,101 @@ pub(super) fn open(directory: impl AsFd, name: &[u8]) -> Result<File, Errno> {
     }
 }
 
-/// Reads what is not in holes, cuts it and hands over each chunk.
-fn cut_file(
+/// What of a file is not in holes, in its order.
+struct DataOf<'a> {
+    file: &'a mut File,
+    segments: std::vec::IntoIter<Range<u64>>,
+    segment: Range<u64>,
+    /// Where the file stands.
+    at: u64,
+}
+
+impl<'a> DataOf<'a> {
+    /// Begins with a file that stands at its start.
+    fn new(file: &'a mut File, read: &FileRead) -> Self {
+        Self { file, segments: data_segments(&read.holes, read.bytes).into_iter(), segment: 0..0, at: 0 }
+    }
+
+    /// Goes where the next bytes are and returns how many follow there, 0 at the end.
+    fn left(&mut self) -> Result<u64, Errno> {
+        while self.segment.is_empty() {
+            let Some(next) = self.segments.next() else { return Ok(0) };
+            if next.start != self.at {
+                self.at = self.file.seek(SeekFrom::Start(next.start)).map_err(|e| errno(&e))?;
+            }
+            self.segment = next;
+        }
+        Ok(self.segment.end - self.segment.start)
+    }
+
+    /// Notes that so many bytes were read from where the file stood; none where the file ended earlier than it said.
+    fn passed(&mut self, bytes: usize, read: &mut FileRead) {
+        self.at += bytes as u64;
+        self.segment.start = self.at.min(self.segment.end);
+        if bytes == 0 {
+            shorten(read, self.segment.start);
+            (self.segment, self.segments) = (0..0, Vec::new().into_iter());
+        }
+    }
+}
+
+/// Reads a small file to the end of a batch's buffer and cuts it there.
+fn take_small(
     context: &ReadContext,
-    file: &mut File,
+    data: &mut DataOf<'_>,
     read: &mut FileRead,
-    window: &mut Vec<u8>,
+    buffer: &mut Vec<u8>,
+) -> Result<(), Errno> {
+    let start = buffer.len();
+    loop {
+        let left = usize::try_from(data.left()?).unwrap_or(usize::MAX);
+        if left == 0 {
+            break;
+        }
+        let filled = buffer.len();
+        buffer.reserve(left.min(READ_BYTES));
+        // Into memory that is not filled with zeros first; what lies behind the segment is let go.
+        let bytes = rustix::io::read(&*data.file, rustix::buffer::spare_capacity(buffer))?;
+        buffer.truncate(filled.saturating_add(left));
+        data.passed(bytes, read);
+    }
+    let mut at = start;
+    let keep = &mut |id: ChunkId, content: &[u8]| {
+        read.chunks.push((id, length(content)));
+        read.places.push(at..at + content.len());
+        at += content.len();
+        true
+    };
+    context.monitor.pieces.fetch_add(1, Ordering::Relaxed);
+    context.cut_window(&buffer[start..], true, &mut 0, keep).map(drop).ok_or(Errno::INTR)
+}
+
+/// Reads a large file through a window and hands over each chunk.
+fn cut_large(
+    context: &ReadContext,
+    data: &mut DataOf<'_>,
+    read: &mut FileRead,
+    window: &mut Window,
     keep: &mut Keep<'_>,
 ) -> Result<(), Errno> {
-    let mut segments = data_segments(&read.holes, read.bytes).into_iter();
-    let mut segment = segments.next().unwrap_or(0..0);
-    let sparse = !read.holes.is_empty();
-    if sparse {
-        file.seek(SeekFrom::Start(segment.start)).map_err(|e| errno(&e))?;
-    }
-    let (mut filled, mut ended) = (0, false);
+    window.clear();
     loop {
-        while !ended && filled < context.chunker.window_bytes() {
-            if segment.is_empty() {
-                match segments.next() {
-                    Some(next) => {
-                        segment = next;
-                        file.seek(SeekFrom::Start(segment.start)).map_err(|e| errno(&e))?;
-                    }
-                    None => ended = true,
-                }
-                continue;
-            }
-            let left = usize::try_from(segment.end - segment.start).unwrap_or(usize::MAX);
-            let room = left.min(2 * context.chunker.window_bytes() - filled);
-            if window.len() < filled + room {
-                window.resize(filled + room, 0);
-            }
-            match file.read(&mut window[filled..filled + room]).map_err(|e| errno(&e))? {
-                0 => {
-                    shorten(read, segment.start);
-                    ended = true;
-                }
-                n => {
-                    filled += n;
-                    segment.start += n as u64;
-                }
-            }
+        let left = data.left()?;
+        if left > 0 {
+            let bytes = window.fill(left, |room| data.file.read(room)).map_err(|e| errno(&e))?;
+            data.passed(bytes, read);
         }
         context.monitor.pieces.fetch_add(1, Ordering::Relaxed);
         let mut keep = |id: ChunkId, content: &[u8]| keep(id, content, read);
-        let at = context.cut_window(&window[..filled], ended, &mut keep).ok_or(Errno::INTR)?;
-        if ended {
-            return Ok(());
-        }
-        if context.monitor.stopped() {
+        if !window.cut(context, left == 0, &mut keep) {
             return Err(Errno::INTR);
         }
-        window.copy_within(at..filled, 0);
-        filled -= at;
+        if left == 0 {
+            return Ok(());
+        }
+        if context.monitor.stopped() && read.bytes.saturating_sub(data.at) > END_BYTES {
+            return Err(Errno::INTR);
+        }
     }
 }
 
@@ -293,6 +382,10 @@ fn shorten(read: &mut FileRead, end: u64) {
     read.bytes = end;
     read.changed = true;
     read.holes.retain(|&(offset, bytes)| offset + bytes <= end);
+}
+
+fn length(content: &[u8]) -> u32 {
+    u32::try_from(content.len()).expect("a chunk is at most 16 MiB")
 }
 
 fn errno(error: &std::io::Error) -> Errno {
@@ -380,7 +473,8 @@ mod tests {
             kept = content.to_vec();
             true
         };
-        let read = read_file(&context(), &task, &mut Vec::new(), &mut keep).unwrap();
+        let mut window = Window::default();
+        let read = read_file(&context(), &task, &mut Sink::Chunks(&mut window, &mut keep)).unwrap();
         (read, kept, readings)
     }
 

@@ -13,7 +13,7 @@ use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::meta::{self, Owners};
-use super::read::{Answer, FileRead, ReadContext};
+use super::read::{Answer, FileRead, ReadContext, Window};
 use crate::repo::tree::{FileContent, Identity, Name, Node, NodeKind, Time};
 
 /// How long a stream may be silent before the wish to stop is looked at again.
@@ -111,25 +111,22 @@ fn cut(context: &ReadContext, input: OwnedFd, answers: &Sender<Answer>) -> std::
     let stat = rustix::fs::fstat(&input)?;
     let (mtime, ctime) = (meta::mtime(&stat), meta::ctime(&stat));
     let mut input = File::from(input);
-    let (mut window, mut filled, mut ended) = (vec![0; 2 * context.chunker.window_bytes()], 0, false);
+    let (mut window, mut ended) = (Window::default(), false);
     let (mut chunks, mut bytes) = (Vec::new(), 0);
     while !ended {
-        while !ended && filled < context.chunker.window_bytes() {
-            if !has_more(&input, context)? {
-                return Ok(None);
-            }
-            let n = input.read(&mut window[filled..])?;
-            (filled, ended) = (filled + n, n == 0);
+        if !has_more(&input, context)? {
+            return Ok(None);
         }
+        ended = window.fill(u64::MAX, |room| input.read(room))? == 0;
         let mut hand_over = |id, content: &[u8]| {
             chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
             bytes += content.len() as u64;
             context.monitor.bytes.fetch_add(content.len() as u64, std::sync::atomic::Ordering::Relaxed);
-            answers.send(Answer::Chunk(id, content.to_vec())).is_ok()
+            answers.send(Answer::Chunk(id, content.into())).is_ok()
         };
-        let Some(at) = context.cut_window(&window[..filled], ended, &mut hand_over) else { return Ok(None) };
-        window.copy_within(at..filled, 0);
-        filled -= at;
+        if !window.cut(context, ended, &mut hand_over) {
+            return Ok(None);
+        }
     }
     context.monitor.file(0);
     let (xattrs, holes, places, changed) = (Vec::new(), Vec::new(), Vec::new(), false);

@@ -510,9 +510,11 @@ impl Walker<'_> {
         let large = self.tasks.len() == 1 && self.bytes >= LARGE_FILE_BYTES;
         let (sender, answers) = read::answers(large);
         let (steps, tasks) = (std::mem::take(&mut self.steps), std::mem::take(&mut self.tasks));
+        // Of a sparse file not all is read.
+        let bytes = usize::try_from(self.bytes.min(2 * BATCH_BYTES)).expect("a few MiB");
         (self.bytes, self.records_bytes, self.folders) = (0, 0, 0);
         if !tasks.is_empty() {
-            self.walk.jobs.send(ReadJob { tasks, large, answers: sender }).map_err(|_| Stopped(None))?;
+            self.walk.jobs.send(ReadJob { tasks, bytes, large, answers: sender }).map_err(|_| Stopped(None))?;
         }
         self.walk.batches.send(Batch { steps, answers }).map_err(|_| Stopped(None))
     }

@@ -33,23 +33,39 @@ pub enum CompressError {
 /// # Panics
 /// If zstd runs out of memory.
 pub fn pack(level: i32, raw: &[u8], out: &mut Vec<u8>) {
+    if !shrink(level, raw, out) {
+        out.push(RAW);
+        out.extend_from_slice(raw);
+    }
+}
+
+/// Appends `raw` to `out`, packed by zstd, if that is shorter; tells whether it was.
+///
+/// # Panics
+/// If zstd runs out of memory.
+pub(super) fn shrink(level: i32, raw: &[u8], out: &mut Vec<u8>) -> bool {
+    if !looks_compressible(raw) {
+        return false;
+    }
     let start = out.len();
-    if looks_compressible(raw) {
-        out.push(ZSTD);
-        // The room behind what is there is not filled with zeros first: most of it is never touched.
-        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
-        let mut rest = Cursor::new(&mut *out);
-        rest.set_position(start as u64 + 1);
-        let bytes = with_compressor(level, |zstd| {
-            zstd.compress_to_buffer(raw, &mut rest).expect("the buffer has zstd's own bound")
-        });
-        if bytes < raw.len() {
-            return;
-        }
+    // The room behind what is there is not filled with zeros first: most of it is never touched.
+    out.reserve(packed_bytes_max(raw.len()));
+    out.push(ZSTD);
+    let mut rest = Cursor::new(&mut *out);
+    rest.set_position(start as u64 + 1);
+    let bytes = with_compressor(level, |zstd| {
+        zstd.compress_to_buffer(raw, &mut rest).expect("the buffer has zstd's own bound")
+    });
+    if bytes >= raw.len() {
         out.truncate(start);
     }
-    out.push(RAW);
-    out.extend_from_slice(raw);
+    bytes < raw.len()
+}
+
+/// Returns the room in bytes that packing content of this length may need.
+#[must_use]
+pub(super) fn packed_bytes_max(raw_bytes: usize) -> usize {
+    1 + zstd::zstd_safe::compress_bound(raw_bytes)
 }
 
 /// Unpacks what [`pack`] made, if it is at most `raw_bytes_max` long.

@@ -13,7 +13,8 @@ use super::crypto::{self, NONCE_BYTES, SEAL_BYTES, SealingKey};
 use super::header::CHUNK_BYTES_LIMIT;
 use super::id::{ChunkId, KlosetId, PackId, SessionId};
 use super::messagepack;
-use super::sealed::{self, SealedError};
+use super::sealed::{self, Plain, SealedError};
+use crate::store::Pieces;
 
 /// The first bytes of a pack.
 pub const MAGIC: &[u8; 8] = b"KLOSET1P";
@@ -33,6 +34,8 @@ pub const DATA_PACK_BYTES: usize = 16 << 20;
 /// What the last frame of a pack and the footer mostly take: a pack that grows beyond its room is copied. Room that is not
 /// used takes no memory.
 const LAST_FRAME_BYTES: usize = 5 << 20;
+/// A frame of this size or more is not copied into a pack, if it fills its own memory.
+const PIECE_BYTES_MIN: usize = 64 << 10;
 /// A pack of trees is closed once it holds this many raw bytes: about 4 MiB sealed, fetched whole.
 pub const TREE_PACK_RAW_BYTES: usize = 8 << 20;
 /// No pack is longer.
@@ -157,9 +160,9 @@ pub fn seal_frame(
     place: (KlosetId, SessionId),
     nonce: [u8; NONCE_BYTES],
     level: i32,
-    raw: &[u8],
+    raw: Plain,
 ) -> Vec<u8> {
-    sealed::seal(key, nonce, &frame_aad(place), level, raw)
+    sealed::seal_plain(key, nonce, &frame_aad(place), level, raw)
 }
 
 /// Opens a frame.
@@ -180,7 +183,11 @@ fn footer_aad(kloset: KlosetId, pack: PackId) -> Vec<u8> {
 
 /// A pack under construction.
 pub struct PackBuilder {
-    content: BytesMut,
+    /// What it begins with. Frames that fill their own memory follow as they are, the others are put together.
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    open: BytesMut,
+    digest: blake3::Hasher,
     footer: Footer,
 }
 
@@ -194,17 +201,18 @@ impl PackBuilder {
     /// Begins a pack in the memory of an earlier one: the system takes longer to give new memory than a pack takes to be
     /// copied together.
     #[must_use]
-    pub fn within(mut content: BytesMut, kind: PackKind) -> Self {
-        content.clear();
-        content.reserve(DATA_PACK_BYTES + LAST_FRAME_BYTES);
-        content.extend_from_slice(MAGIC);
-        Self { content, footer: Footer { version: 1, kind, frames: Vec::new() } }
+    pub fn within(mut open: BytesMut, kind: PackKind) -> Self {
+        open.clear();
+        open.reserve(DATA_PACK_BYTES + LAST_FRAME_BYTES);
+        open.extend_from_slice(MAGIC);
+        let footer = Footer { version: 1, kind, frames: Vec::new() };
+        Self { pieces: Vec::new(), bytes: 0, open, digest: blake3::Hasher::new(), footer }
     }
 
     /// Returns the length so far.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.content.len()
+        self.bytes + self.open.len()
     }
 
     /// Returns the number of frames so far.
@@ -217,12 +225,26 @@ impl PackBuilder {
     ///
     /// # Panics
     /// If the pack grows over 4 GiB: its owner closes it at 16 MiB.
-    pub fn push(&mut self, sealed: &[u8], chunks: Vec<(ChunkId, u32)>) -> u32 {
-        let offset = u32::try_from(self.content.len()).expect("closed long before 4 GiB");
+    pub fn push(&mut self, sealed: Vec<u8>, chunks: Vec<(ChunkId, u32)>) -> u32 {
+        let offset = u32::try_from(self.bytes()).expect("closed long before 4 GiB");
         let bytes = u32::try_from(sealed.len()).expect("a frame is under 32 MiB");
-        self.content.extend_from_slice(sealed);
+        if sealed.len() >= PIECE_BYTES_MIN && sealed.capacity() - sealed.len() <= sealed.len() / 8 {
+            let before = self.open.split().freeze();
+            self.add_piece(before);
+            self.add_piece(sealed.into());
+        } else {
+            self.open.extend_from_slice(&sealed);
+        }
         self.footer.frames.push(FrameEntry { offset, bytes, chunks });
         offset
+    }
+
+    fn add_piece(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.bytes += piece.len();
+            self.digest.update(&piece);
+            self.pieces.push(piece);
+        }
     }
 
     /// Seals the footer and returns the whole object and what is in it.
@@ -236,21 +258,22 @@ impl PackBuilder {
         kloset: KlosetId,
         pack: PackId,
         nonce: [u8; NONCE_BYTES],
-    ) -> (Bytes, Footer) {
+    ) -> (Pieces, Footer) {
         let raw = messagepack::encode(&self.footer);
         let sealed = sealed::seal(key, nonce, &footer_aad(kloset, pack), 3, &raw);
         let bytes = u32::try_from(sealed.len()).expect("a footer is under 16 MiB");
-        self.content.extend_from_slice(&sealed);
-        self.content.extend_from_slice(&bytes.to_le_bytes());
-        let digest = blake3::hash(&self.content);
-        self.content.extend_from_slice(digest.as_bytes());
-        (self.content.freeze(), self.footer)
+        self.open.extend_from_slice(&sealed);
+        self.open.extend_from_slice(&bytes.to_le_bytes());
+        let digest = self.digest.update(&self.open).finalize();
+        self.open.extend_from_slice(digest.as_bytes());
+        self.pieces.push(self.open.freeze());
+        (self.pieces.into_iter().collect(), self.footer)
     }
 }
 
-/// The memory of a pack that is stored, for the next one; cheap to clone.
+/// The memory of packs that are stored, for the next ones: as many as were under way at once. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct SpareMemory(Arc<Mutex<Option<BytesMut>>>);
+pub struct SpareMemory(Arc<Mutex<Vec<BytesMut>>>);
 
 impl SpareMemory {
     /// Returns what was kept, or nothing yet.
@@ -259,16 +282,19 @@ impl SpareMemory {
     /// If a thread panicked while holding it.
     #[must_use]
     pub fn take(&self) -> BytesMut {
-        self.0.lock().expect("no panic while held").take().unwrap_or_default()
+        self.0.lock().expect("no panic while held").pop().unwrap_or_default()
     }
 
-    /// Keeps the memory of a pack, unless somebody else still holds it.
+    /// Keeps the memory in which a pack was put together, unless somebody else still holds it.
     ///
     /// # Panics
     /// If a thread panicked while holding it.
-    pub fn keep(&self, pack: Bytes) {
-        if let Ok(memory) = pack.try_into_mut() {
-            *self.0.lock().expect("no panic while held") = Some(memory);
+    pub fn keep(&self, pack: Pieces) {
+        // It begins in that memory, and a piece of it can be had once the others are gone.
+        let first = pack.iter().next().cloned();
+        drop(pack);
+        if let Some(Ok(memory)) = first.map(Bytes::try_into_mut) {
+            self.0.lock().expect("no panic while held").push(memory);
         }
     }
 }
@@ -360,10 +386,10 @@ mod tests {
     fn example() -> Bytes {
         let mut pack = PackBuilder::new(PackKind::Data);
         for n in 0..3_u8 {
-            let sealed = seal_frame(&key(), (KLOSET, PACK.session), [n; NONCE_BYTES], 3, &[n; 1000]);
-            pack.push(&sealed, vec![(ChunkId([n; 32]), 600), (ChunkId([n + 10; 32]), 400)]);
+            let sealed = seal_frame(&key(), (KLOSET, PACK.session), [n; NONCE_BYTES], 3, [n; 1000][..].into());
+            pack.push(sealed, vec![(ChunkId([n; 32]), 600), (ChunkId([n + 10; 32]), 400)]);
         }
-        pack.finish(&key(), KLOSET, PACK, [9; NONCE_BYTES]).0
+        pack.finish(&key(), KLOSET, PACK, [9; NONCE_BYTES]).0.into()
     }
 
     #[test]
@@ -375,6 +401,29 @@ mod tests {
         let sealed = &pack[frame.offset as usize..][..frame.bytes as usize];
         assert_eq!(open_frame(&key(), (KLOSET, PACK.session), sealed).unwrap(), &[2; 1000][..]);
         assert_eq!(frame.chunks[1], (ChunkId([12; 32]), 400));
+    }
+
+    #[test]
+    fn large_frames_are_not_copied_and_the_memory_comes_back() {
+        let mut noise = vec![0; 300_000];
+        crate::env::Entropy::seeded(2).fill(&mut noise);
+        let spare = SpareMemory::default();
+        let mut at = Vec::new();
+        for _ in 0..3 {
+            let mut pack = PackBuilder::within(spare.take(), PackKind::Data);
+            at.push(pack.open.as_ptr());
+            for raw in [&noise[..1000], &noise, &[7; 300_000], &noise] {
+                let sealed = seal_frame(&key(), (KLOSET, PACK.session), [6; NONCE_BYTES], 3, raw.into());
+                let bytes = u32::try_from(raw.len()).unwrap();
+                pack.push(sealed, vec![(ChunkId([1; 32]), bytes)]);
+            }
+            let (content, footer) = pack.finish(&key(), KLOSET, PACK, [9; NONCE_BYTES]);
+            assert_eq!(content.iter().count(), 5, "begin, large, compressed, large, footer");
+            let whole = Bytes::from(content.clone());
+            assert_eq!(open_footer(&key(), KLOSET, PACK, verify_digest(&whole).unwrap()).unwrap(), footer);
+            spare.keep(content);
+        }
+        assert!(at[0] == at[1] && at[1] == at[2], "{at:?}");
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn a_session_is_that_of_the_document() {
     let mut secret = [0; 32];
     context.export(b"kloset-mount v1 sealing key", &mut secret).unwrap();
     let aad = crypto::aad(KLOSET, "frame", session().as_bytes());
-    let frame = pack::seal_frame(&session_key(), (KLOSET, session()), [4; NONCE_BYTES], 3, b"kloset");
+    let frame = pack::seal_frame(&session_key(), (KLOSET, session()), [4; NONCE_BYTES], 3, b"kloset"[..].into());
     assert_eq!(sealed::open(&SealingKey::new(&Secret(secret)), &aad, &frame, 6).unwrap(), &b"kloset"[..]);
     let mut packed = Vec::new();
     compress::pack(3, &[b'a'; 100], &mut packed);
@@ -224,9 +224,10 @@ fn content_ref(content: &[u8], chunk_offset: u32) -> ChunkRef {
 fn a_pack_and_its_index_run_are_those_of_the_document() {
     let id = PackId { session: session(), number: 0 };
     let mut builder = PackBuilder::new(PackKind::Data);
-    let frame = pack::seal_frame(&session_key(), (KLOSET, session()), [4; NONCE_BYTES], 3, b"one\ntwo\n");
-    builder.push(&frame, vec![(keys().chunk_id(b"one\n"), 4), (keys().chunk_id(b"two\n"), 4)]);
+    let frame = pack::seal_frame(&session_key(), (KLOSET, session()), [4; NONCE_BYTES], 3, b"one\ntwo\n"[..].into());
+    builder.push(frame.clone(), vec![(keys().chunk_id(b"one\n"), 4), (keys().chunk_id(b"two\n"), 4)]);
     let (object, footer) = builder.finish(&session_key(), KLOSET, id, [5; NONCE_BYTES]);
+    let object = bytes::Bytes::from(object);
     assert_eq!(footer.frames[0].bytes, 49);
 
     let mut run = IndexRun::default();

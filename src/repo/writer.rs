@@ -12,7 +12,6 @@ mod heal;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -29,11 +28,12 @@ use super::pack::{
     PackKind, SpareMemory, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
 };
 use super::places::Places;
+use super::sealed::Plain;
 use super::snapshot::{MANIFEST_BYTES_MAX, Manifest, SnapshotError};
 use super::standing::{self, Standing};
 use super::tree::{ChunkRef, Location, Placed, TREE_BYTES_MAX, TreeRef};
 use crate::cpu::Job;
-use crate::store::{Store, StoreError};
+use crate::store::{Pieces, Store, StoreError};
 
 /// So often a snapshot is begun again because a prune took what it relied on.
 pub const AGAIN_MAX: usize = 3;
@@ -100,7 +100,7 @@ pub struct WriteCounts {
 
 #[derive(Default)]
 struct OpenFrame {
-    raw: Vec<u8>,
+    raw: Plain,
     chunks: Vec<(ChunkId, u32)>,
 }
 
@@ -190,16 +190,16 @@ impl Writer {
         self.counts.bytes_new += content.as_ref().len() as u64;
         let bytes = length(content.as_ref());
         if content.as_ref().len() >= LONE_CHUNK_BYTES {
-            let frame = OpenFrame { raw: content.into_vec(), chunks: vec![(id, bytes)] };
+            let frame = OpenFrame { raw: content.into_plain(), chunks: vec![(id, bytes)] };
             self.seal_data(frame)?;
         } else {
             let open = &mut self.data.open;
-            if open.raw.capacity() == 0 {
-                open.raw.reserve(DATA_FRAME_BYTES + LONE_CHUNK_BYTES);
+            if open.chunks.is_empty() {
+                open.raw = Plain::with_capacity(DATA_FRAME_BYTES + LONE_CHUNK_BYTES);
             }
-            open.raw.extend_from_slice(content.as_ref());
+            open.raw.push(content.as_ref());
             open.chunks.push((id, bytes));
-            if open.raw.len() >= DATA_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
+            if open.raw.content().len() >= DATA_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
                 let frame = std::mem::take(open);
                 self.seal_data(frame)?;
             }
@@ -277,13 +277,13 @@ impl Writer {
         self.trees.place = Some((pack, frame, raw_bytes));
         let open = &mut self.trees.open;
         let bytes = length(raw);
-        let tree = TreeRef { id, bytes, pack, frame, chunk_offset: length(&open.raw) };
-        open.raw.extend_from_slice(raw);
+        let tree = TreeRef { id, bytes, pack, frame, chunk_offset: length(open.raw.content()) };
+        open.raw.push(raw);
         open.chunks.push((id, bytes));
         // Where the frame lies in its pack is not known yet, and a reference to a tree does not tell.
         let location = Location { pack, frame_offset: 0, frame_bytes: 0, chunk_offset: tree.chunk_offset };
         self.tree_places.insert(id, &Placed { bytes, frame, location });
-        if open.raw.len() >= TREE_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
+        if open.raw.content().len() >= TREE_FRAME_BYTES || open.chunks.len() >= FRAME_CHUNKS_MAX {
             self.seal_trees()?;
         }
         Ok(tree)
@@ -409,7 +409,7 @@ impl Writer {
         let (key, nonce) = (self.key.clone(), self.repo.env.entropy.bytes());
         let place = (self.repo.keys.kloset(), self.session);
         let level = self.repo.header.compression.zstd_level;
-        let job = self.repo.cpu.start(move || pack::seal_frame(&key, place, nonce, level, &frame.raw));
+        let job = self.repo.cpu.start(move || pack::seal_frame(&key, place, nonce, level, frame.raw));
         Sealing { job, chunks: frame.chunks }
     }
 
@@ -445,8 +445,8 @@ impl Writer {
         };
         self.data.pack_chunks += chunks.len();
         let frame = length(pack.frames());
-        let frame_offset = pack.push(&sealed, chunks.clone());
         let frame_bytes = length(&sealed);
+        let frame_offset = pack.push(sealed, chunks.clone());
         let mut chunk_offset = 0;
         for (chunk, bytes) in chunks {
             let location = Location { pack: id, frame_offset, frame_bytes, chunk_offset };
@@ -461,7 +461,7 @@ impl Writer {
     fn seal_trees(&mut self) -> Result<(), RepoError> {
         let frame = std::mem::take(&mut self.trees.open);
         let (pack, number, before) = self.trees.place.take().expect("an open frame has a place");
-        let raw_bytes = before + frame.raw.len();
+        let raw_bytes = before + frame.raw.content().len();
         let sealing = self.start_sealing(frame);
         self.trees.sealing.push_back(TreeStep::Frame(pack, sealing));
         if raw_bytes >= TREE_PACK_RAW_BYTES {
@@ -481,7 +481,7 @@ impl Writer {
             Some(TreeStep::Frame(id, Sealing { job, chunks })) => {
                 let open = self.trees.pack.get_or_insert_with(|| (id, PackBuilder::new(PackKind::Tree)));
                 debug_assert_eq!(open.0, id, "frames of one pack follow one another");
-                open.1.push(&job.wait(), chunks);
+                open.1.push(job.wait(), chunks);
                 Ok(())
             }
             Some(TreeStep::EndOfPack) => match self.trees.pack.take() {
@@ -499,12 +499,12 @@ impl Writer {
         if self.run.entries.len() + entries > RUN_ENTRIES_MAX {
             self.put_run()?;
         }
-        self.run.add_pack(id, object.len() as u64, &footer);
-        self.counts.bytes_stored += object.len() as u64;
+        self.run.add_pack(id, object.content_length() as u64, &footer);
+        self.counts.bytes_stored += object.content_length() as u64;
         self.upload(id.to_string(), footer.kind, object)
     }
 
-    fn upload(&mut self, name: String, kind: PackKind, object: Bytes) -> Result<(), RepoError> {
+    fn upload(&mut self, name: String, kind: PackKind, object: Pieces) -> Result<(), RepoError> {
         while self.uploads.len() >= UPLOADS_MAX {
             self.wait_for_upload()?;
         }
@@ -516,7 +516,7 @@ impl Writer {
                     spare.keep(object);
                     Ok(())
                 }
-                PackKind::Tree => store.put_new(&name, object).await,
+                PackKind::Tree => store.put_new(&name, object.into()).await,
             }
         };
         self.uploads.spawn_on(put, &self.runtime);
@@ -571,22 +571,22 @@ pub enum Chunk<'a> {
     /// Lent.
     Lent(&'a [u8]),
     /// Given away.
-    Given(Vec<u8>),
+    Given(Plain),
 }
 
 impl AsRef<[u8]> for Chunk<'_> {
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::Lent(content) => content,
-            Self::Given(content) => content,
+            Self::Given(content) => content.content(),
         }
     }
 }
 
 impl Chunk<'_> {
-    fn into_vec(self) -> Vec<u8> {
+    fn into_plain(self) -> Plain {
         match self {
-            Self::Lent(content) => content.to_vec(),
+            Self::Lent(content) => content.into(),
             Self::Given(content) => content,
         }
     }

@@ -12,7 +12,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetResult, GetResultPayload, ObjectStoreExt};
 
 use super::answer::{classify, is_range_refusal};
-use super::{ObjectInfo, Outage, Store, StoreError, limit};
+use super::{ObjectInfo, Outage, Pieces, Store, StoreError, limit};
 
 /// What is asked for.
 struct Wanted<'a> {
@@ -93,13 +93,13 @@ impl Store {
     }
 
     /// Whether the object of that name has this content; `None` where there is none. Asks once, as a part of a put.
-    pub(super) async fn holds(&self, name: &str, content: &Bytes) -> Result<Option<bool>, StoreError> {
+    pub(super) async fn holds(&self, name: &str, content: &Pieces) -> Result<Option<bool>, StoreError> {
         let path = &self.path("reading", name)?;
-        let wanted = Wanted { name, path, range: None, bytes_max: content.len() as u64 };
+        let wanted = Wanted { name, path, range: None, bytes_max: content.content_length() as u64 };
         let mut come = Come::default();
         self.counters.get();
         match self.fetch_once(&wanted, &mut come).await {
-            Ok(()) => Ok(Some(come.whole() == *content)),
+            Ok(()) => Ok(Some(is_same(come.whole(), content))),
             Err(StoreError::TooLarge { .. }) => Ok(Some(false)),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -212,4 +212,8 @@ impl Store {
         }
         Ok(())
     }
+}
+/// Tells whether that is what these pieces are together.
+fn is_same(mut whole: Bytes, pieces: &Pieces) -> bool {
+    whole.len() == pieces.content_length() && pieces.iter().all(|piece| whole.split_to(piece.len()) == piece)
 }

@@ -56,6 +56,8 @@ pub use error::{Outage, Place, StoreError};
 pub use keys::{KeyPair, ReadAgain};
 pub use limit::{RATE_MIN, Rates};
 pub use location::{LocationError, StoreLocation};
+/// What is put, in pieces that follow one another: nobody has to copy them together.
+pub use object_store::PutPayload as Pieces;
 pub use retry::RetryOptions;
 pub use s3::{Addressing, S3Options, ambient_keys_from};
 pub use secret::Secret;
@@ -215,22 +217,22 @@ impl Store {
     /// An object of that name with the same content counts as put: it is our own, whose answer was
     /// lost on the way. On return it is durable.
     pub async fn put_new(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
-        self.put(name, content, Attributes::new()).await
+        self.put(name, content.into(), Attributes::new()).await
     }
 
     /// Puts a pack of content as [`Store::put_new`] does, in the class of storage that is for these.
-    pub async fn put_content(&self, name: &str, content: Bytes) -> Result<(), StoreError> {
+    pub async fn put_content(&self, name: &str, content: Pieces) -> Result<(), StoreError> {
         let class = self.content_class.as_deref();
         let class = class.map(|class| (Attribute::StorageClass, class.to_owned()));
         self.put(name, content, class.into_iter().collect()).await
     }
 
-    async fn put(&self, name: &str, content: Bytes, attributes: Attributes) -> Result<(), StoreError> {
+    async fn put(&self, name: &str, content: Pieces, attributes: Attributes) -> Result<(), StoreError> {
         let path = self.path("writing", name)?;
         if self.is_dry {
             return Ok(());
         }
-        self.counters.put(content.len());
+        self.counters.put(content.content_length());
         let mut tries = self.retries.begin();
         loop {
             let outcome = {
@@ -247,11 +249,11 @@ impl Store {
     async fn put_once(
         &self,
         (name, path): (&str, &Path),
-        content: &Bytes,
+        content: &Pieces,
         attributes: &Attributes,
     ) -> Result<(), StoreError> {
         if self.puts_whole {
-            limit::pass(&self.limits.up, content.len()).await;
+            limit::pass(&self.limits.up, content.content_length()).await;
         }
         let mut have_met = false;
         loop {
@@ -261,7 +263,7 @@ impl Store {
             }
             let mode = if plain { PutMode::Overwrite } else { PutMode::Create };
             let options = PutOptions { mode, attributes: attributes.clone(), ..PutOptions::default() };
-            match self.inner.put_opts(path, content.clone().into(), options).await {
+            match self.inner.put_opts(path, content.clone(), options).await {
                 Ok(_) => return Ok(()),
                 Err(object_store::Error::AlreadyExists { .. }) => {
                     match self.holds(name, content).await? {

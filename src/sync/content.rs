@@ -37,6 +37,8 @@ pub(super) struct Contents {
 #[derive(Default)]
 struct Window {
     raw: Vec<u8>,
+    /// How much of it was looked through for the end of its first chunk.
+    seen: usize,
     chunks: Chunks,
 }
 
@@ -59,7 +61,7 @@ impl Contents {
     fn cut(&self, window: &mut Window, is_end: bool, writer: &mut Writer) -> Result<(), SyncError> {
         let Some(chunker) = &self.chunker else { return Ok(()) };
         let mut at = 0;
-        while let Some(bytes) = chunker.first(&window.raw[at..], is_end) {
+        while let Some(bytes) = chunker.first(&window.raw[at..], is_end, &mut window.seen) {
             let content = &window.raw[at..at + bytes];
             let id = self.keys.chunk_id(content);
             writer.add(id, Chunk::Lent(content)).map_err(SyncError::To)?;

@@ -293,12 +293,15 @@ fn move_pack(repo: &Repo, objects: &mut Objects, name: &str) {
         let sealed = &content[frame.offset as usize..][..frame.bytes as usize];
         let raw = pack::open_frame(&old_key, (repo.keys.kloset(), old.session), sealed).unwrap();
         let nonce = Entropy::System.bytes();
-        builder.push(&pack::seal_frame(&key, (repo.keys.kloset(), session), nonce, 1, &raw), frame.chunks.clone());
+        builder.push(
+            pack::seal_frame(&key, (repo.keys.kloset(), session), nonce, 1, raw[..].into()),
+            frame.chunks.clone(),
+        );
     }
     let (object, footer) = builder.finish(&key, repo.keys.kloset(), new, Entropy::System.bytes());
     let mut run = IndexRun::default();
-    run.add_pack(new, object.len() as u64, &footer);
-    objects.insert(new.to_string(), object.to_vec());
+    run.add_pack(new, object.content_length() as u64, &footer);
+    objects.insert(new.to_string(), bytes::Bytes::from(object).to_vec());
     let others: Vec<String> =
         objects.keys().filter(|n| layout::parse_pack(n).is_some_and(|id| id != new)).cloned().collect();
     for other in others {

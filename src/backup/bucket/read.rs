@@ -82,7 +82,7 @@ impl Fetch {
         let read = wanted.iter().zip(fetched).map(|(wanted, object)| {
             let object = object?;
             let mut read = begin(wanted, &object);
-            self.context.cut_window(&object.content, true, &mut |id, content| {
+            self.context.cut_window(&object.content, true, &mut 0, &mut |id, content| {
                 let from = buffer.len();
                 buffer.extend_from_slice(content);
                 read.places.push(from..buffer.len());
@@ -128,16 +128,16 @@ impl Fetch {
         let starts = (part_bytes..first.bytes).step_by(PART_BYTES);
         let rest = starts.map(|start| part(start..first.bytes.min(start + part_bytes), etag.clone()));
         let mut rest = std::pin::pin!(futures::stream::iter(rest).buffered(PARTS_AHEAD));
-        let (mut window, mut have, mut next) = (Vec::new(), 0, first.content);
+        let (mut window, mut seen, mut have, mut next) = (Vec::new(), 0, 0, first.content);
         loop {
             window.extend_from_slice(&next);
             have += next.len() as u64;
             let mut hand_over = |id, content: &[u8]| {
                 keep(&mut read, id, content);
-                answers.send(Answer::Chunk(id, content.to_vec())).is_ok() && !self.context.monitor.stopped()
+                answers.send(Answer::Chunk(id, content.into())).is_ok() && !self.context.monitor.stopped()
             };
             let ended = have >= first.bytes;
-            let at = self.context.cut_window(&window, ended, &mut hand_over).ok_or(ENDED)?;
+            let at = self.context.cut_window(&window, ended, &mut seen, &mut hand_over).ok_or(ENDED)?;
             if ended {
                 return Ok(Some(read));
             }

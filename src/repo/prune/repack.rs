@@ -23,6 +23,7 @@ use super::super::pack::{
     self, DATA_FRAME_BYTES, DATA_PACK_BYTES, FRAME_CHUNKS_MAX, FrameEntry, LONE_CHUNK_BYTES, PACK_BYTES_MAX,
     PACK_CHUNKS_MAX, PackBuilder, PackKind, TREE_FRAME_BYTES, TREE_PACK_RAW_BYTES,
 };
+use super::super::sealed::Plain;
 use super::look::Look;
 use super::{Progress, PruneOptions, Stage, mark};
 use crate::store::StoreError;
@@ -50,7 +51,7 @@ pub struct Repacked {
 /// Frames and packs of one kind under construction.
 struct Lane {
     kind: PackKind,
-    raw: Vec<u8>,
+    raw: Plain,
     chunks: Vec<(ChunkId, u32)>,
     pack: Option<(PackId, PackBuilder)>,
     pack_raw: usize,
@@ -122,19 +123,20 @@ pub(super) async fn repack(
 
 impl Lane {
     fn new(kind: PackKind) -> Self {
-        let (raw, chunks, origins) = (Vec::new(), Vec::new(), Vec::new());
+        let (raw, chunks, origins) = (Plain::default(), Vec::new(), Vec::new());
         Self { kind, raw, chunks, pack: None, pack_raw: 0, pack_chunks: 0, origins }
     }
 
     /// Tells whether the open frame is to be closed before a chunk of that length.
     fn is_full_for(&self, bytes: usize) -> bool {
         let alone = self.kind == PackKind::Data && bytes >= LONE_CHUNK_BYTES;
-        !self.chunks.is_empty() && (alone || self.raw.len() + bytes > self.frame_bytes() + LONE_CHUNK_BYTES)
+        !self.chunks.is_empty() && (alone || self.raw.content().len() + bytes > self.frame_bytes() + LONE_CHUNK_BYTES)
     }
 
     fn is_full(&self) -> bool {
-        let alone = self.kind == PackKind::Data && self.chunks.len() == 1 && self.raw.len() >= LONE_CHUNK_BYTES;
-        alone || self.raw.len() >= self.frame_bytes() || self.chunks.len() >= FRAME_CHUNKS_MAX
+        let alone =
+            self.kind == PackKind::Data && self.chunks.len() == 1 && self.raw.content().len() >= LONE_CHUNK_BYTES;
+        alone || self.raw.content().len() >= self.frame_bytes() || self.chunks.len() >= FRAME_CHUNKS_MAX
     }
 
     fn frame_bytes(&self) -> usize {
@@ -237,7 +239,7 @@ impl<'a> Repacker<'a> {
             self.close_frame(kind).await?;
         }
         let lane = self.lane(kind);
-        lane.raw.extend_from_slice(content);
+        lane.raw.push(content);
         lane.chunks.push((chunk, length(content)));
         lane.origins.push(place);
         if lane.is_full() {
@@ -253,8 +255,8 @@ impl<'a> Repacker<'a> {
         }
         let (raw, chunks) = (std::mem::take(&mut lane.raw), std::mem::take(&mut lane.chunks));
         let (key, nonce, place) = (self.key.clone(), self.repo.env.entropy.bytes(), self.place());
-        let (level, raw_bytes) = (self.repo.header.compression.zstd_level, raw.len());
-        let sealed = self.repo.cpu.run(move || pack::seal_frame(&key, place, nonce, level, &raw)).await;
+        let (level, raw_bytes) = (self.repo.header.compression.zstd_level, raw.content().len());
+        let sealed = self.repo.cpu.run(move || pack::seal_frame(&key, place, nonce, level, raw)).await;
         if self.lane(kind).is_pack_full_for(sealed.len(), chunks.len()) {
             self.close_pack(kind, chunks.len()).await?;
         }
@@ -267,7 +269,7 @@ impl<'a> Repacker<'a> {
         let (_, pack) = lane.pack.get_or_insert_with(|| (next, PackBuilder::new(kind)));
         lane.pack_raw += raw_bytes;
         lane.pack_chunks += chunks.len();
-        pack.push(&sealed, chunks);
+        pack.push(sealed, chunks);
         Ok(())
     }
 
@@ -283,17 +285,22 @@ impl<'a> Repacker<'a> {
         let origins = std::mem::replace(&mut lane.origins, rest);
         let (object, footer) = pack.finish(&self.key, self.repo.keys.kloset(), id, self.repo.env.entropy.bytes());
         let mut new = IndexRun::default();
-        new.add_pack(id, object.len() as u64, &footer);
+        new.add_pack(id, object.content_length() as u64, &footer);
         for (entry, old) in new.entries.iter().zip(origins) {
             note(self.moved.entry(old).or_default(), new.packs[0], entry);
         }
-        self.run.add_pack(id, object.len() as u64, &footer);
-        self.done.bytes_written += object.len() as u64;
+        self.run.add_pack(id, object.content_length() as u64, &footer);
+        self.done.bytes_written += object.content_length() as u64;
         while self.puts.len() >= PUTS_MAX {
             self.puts.try_next().await?;
         }
         let (store, name) = (self.repo.store.clone(), id.to_string());
-        self.puts.push(Box::pin(async move { store.put_new(&name, object).await }));
+        self.puts.push(Box::pin(async move {
+            match kind {
+                PackKind::Data => store.put_content(&name, object).await,
+                PackKind::Tree => store.put_new(&name, object.into()).await,
+            }
+        }));
         Ok(())
     }
 

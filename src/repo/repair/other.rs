@@ -251,7 +251,7 @@ impl Healer<'_> {
 
     /// Reads a file of theirs, cuts it as ours, and hands every chunk over; nothing if it cannot be read there.
     fn content(&mut self, content: &FileContent) -> Result<Option<Vec<(ChunkId, u32)>>, RepoError> {
-        let (mut chunks, mut window, mut at) = (Vec::new(), BytesMut::new(), 0);
+        let (mut chunks, mut window, mut seen, mut at) = (Vec::new(), BytesMut::new(), 0, 0);
         let end = content.data_bytes();
         while at < end {
             let to = end.min(at + LIST_BYTES);
@@ -266,10 +266,10 @@ impl Healer<'_> {
             while let Some(read) = self.runtime.block_on(reads.next()) {
                 let Some(raw) = readable(read)? else { return Ok(None) };
                 window.extend_from_slice(&raw);
-                chunks.extend(cut(self.repo, &self.chunker, (&mut window, false), &mut self.writer)?);
+                chunks.extend(cut(self.repo, &self.chunker, (&mut window, &mut seen, false), &mut self.writer)?);
             }
         }
-        chunks.extend(cut(self.repo, &self.chunker, (&mut window, true), &mut self.writer)?);
+        chunks.extend(cut(self.repo, &self.chunker, (&mut window, &mut seen, true), &mut self.writer)?);
         Ok(Some(chunks))
     }
 }
@@ -278,11 +278,11 @@ impl Healer<'_> {
 fn cut(
     repo: &Repo,
     chunker: &Chunker,
-    (window, is_end): (&mut BytesMut, bool),
+    (window, seen, is_end): (&mut BytesMut, &mut usize, bool),
     writer: &mut Writer,
 ) -> Result<Vec<(ChunkId, u32)>, RepoError> {
     let mut chunks = Vec::new();
-    while let Some(bytes) = chunker.first(window, is_end) {
+    while let Some(bytes) = chunker.first(window, is_end, seen) {
         let id = repo.keys.chunk_id(&window[..bytes]);
         writer.add(id, Chunk::Lent(&window[..bytes]))?;
         chunks.push((id, u32::try_from(bytes).expect("a chunk is at most 16 MiB")));
