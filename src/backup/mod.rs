@@ -47,7 +47,7 @@ use journal::Record;
 use parent::Parent;
 use read::{Answer, FileRead, ReadContext, ReadError, ReadJob};
 use resume::{Finished, Journal};
-use scan::{SCANS_MAX, ScanJob};
+use scan::{SCANS_MAX, ScanJob, Scanner};
 use select::Select;
 use targets::{Selection, Targets};
 use unsaid::Walked;
@@ -343,9 +343,10 @@ fn take_walk(repo: &Repo, walk: Walk<'_>, queues: Queues, taker: &mut Taker<'_>)
     std::thread::scope(|scope| {
         for _ in 0..repo.env.parallelism {
             let context = read_context(repo, &monitor);
-            let (work, parent, to_scan) = (work.clone(), walk.parent.clone(), to_scan.clone());
+            let scanner = Scanner { parent: walk.parent.clone(), fixed: walk.select.fixed().clone() };
+            let (work, to_scan) = (work.clone(), to_scan.clone());
             scope.spawn(move || read::work(&context, &work));
-            scope.spawn(move || scan::work(&parent, &to_scan));
+            scope.spawn(move || scanner.work(&to_scan));
         }
         drop((work, to_scan));
         let walker = scope.spawn(move || walk.run());

@@ -1,24 +1,30 @@
 //! Folders listed ahead of the walk, by threads of their own.
 //!
 //! The walk takes folders one after another; what it waits for are the system's answers and the parent snapshot's pages.
-//! So the folders that it comes to next are opened, listed and looked up in the parent beforehand, side by side. At most
-//! [`SCANS_MAX`] folders are open ahead of the walk.
+//! So the folders that it comes to next are opened, listed and looked up in the parent beforehand, side by side, and with
+//! each the first folders below it: waiting for every small one costs more than the look. Never is a folder looked at that
+//! the walk would not enter: where the files of a folder have a say, only the walk goes further. At most [`SCANS_MAX`] times
+//! [`FOLDERS_MAX`] folders are open ahead of it.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::parent::{Parent, ParentDirectory};
+use super::select::Fixed;
 use crate::repo::tree::TreeRef;
 
-/// Folders that may be open ahead of the walk: descriptors are few.
-pub(super) const SCANS_MAX: usize = 64;
-/// Names of a folder that are looked at ahead, the others by the walk itself: 144 bytes each, in [`SCANS_MAX`] folders
-/// 10 MB.
-const STATS_MAX: usize = 1024;
+/// Scans that may be under way or wait for the walk.
+pub(super) const SCANS_MAX: usize = 16;
+/// Folders of one scan: the one asked for, and those that the walk enters from there. Descriptors are few.
+const FOLDERS_MAX: usize = 8;
+/// Names of a folder that are looked at ahead, the others by the walk itself: 144 bytes each, in all folders that may be
+/// open 10 MB.
+const STATS_MAX: usize = 512;
 
 /// Bytes of a listing asked for at once, as the C library does.
 const LIST_BYTES: usize = 32 << 10;
@@ -32,29 +38,102 @@ pub(super) struct Scan {
     pub(super) stats: Vec<Result<Stat, Errno>>,
 }
 
-/// What a scan brings: the folder, and beside it the parent snapshot's.
-pub(super) type Scanned = Result<(Scan, ParentDirectory), Errno>;
+/// What a scan brings: the folder, the parent snapshot's beside it, and the first folders in it, in their order.
+pub(super) struct Scanned {
+    pub(super) scan: Scan,
+    pub(super) parent: ParentDirectory,
+    pub(super) below: VecDeque<Below>,
+}
+
+/// A folder in one that was scanned: the place of its name there, its tree in the parent snapshot.
+pub(super) struct Below {
+    pub(super) at: usize,
+    pub(super) tree: Option<TreeRef>,
+    pub(super) scanned: Scanned,
+}
+
+/// A folder to be scanned.
+pub(super) struct ToScan {
+    pub(super) name: Vec<u8>,
+    /// Its tree in the parent snapshot.
+    pub(super) tree: Option<TreeRef>,
+    /// The file system that it is on.
+    pub(super) device: u64,
+}
 
 /// Folders of one folder to be scanned by one thread.
 pub(super) struct ScanJob {
     pub(super) above: Arc<OwnedFd>,
-    /// Their names, and their trees in the parent snapshot.
-    pub(super) folders: Vec<(Vec<u8>, Option<TreeRef>)>,
+    pub(super) path: Vec<u8>,
+    /// Whether what holds everywhere is all that decides there.
+    pub(super) is_plain: bool,
+    pub(super) folders: Vec<ToScan>,
     /// Takes the answers in the same order.
-    pub(super) answers: Sender<Scanned>,
+    pub(super) answers: Sender<Result<Scanned, Errno>>,
 }
 
-/// Scans until there are no more jobs: opens each folder, lists it, and reads its first page in the parent snapshot.
-pub(super) fn work(parent: &Parent, jobs: &Receiver<ScanJob>) {
-    for ScanJob { above, folders, answers } in jobs {
-        for (name, tree) in folders {
-            let fd = open(&above, &name, OFlags::NOFOLLOW);
-            let scanned = fd.map(|fd| (Scan::list(fd), parent.directory(tree)));
-            if answers.send(scanned).is_err() {
-                break; // the walk has stopped
+/// What every scanning thread shares.
+pub(super) struct Scanner<'a> {
+    pub(super) parent: Parent,
+    pub(super) fixed: Arc<Fixed<'a>>,
+}
+
+impl Scanner<'_> {
+    /// Scans until there are no more jobs.
+    pub(super) fn work(&self, jobs: &Receiver<ScanJob>) {
+        for ScanJob { above, mut path, is_plain, folders, answers } in jobs {
+            for folder in folders {
+                let mut room = if is_plain { FOLDERS_MAX - 1 } else { 0 };
+                if answers.send(self.scan(&above, &folder, &mut path, &mut room)).is_err() {
+                    break; // the walk has stopped
+                }
             }
         }
     }
+
+    /// Opens a folder, lists it, reads its first page in the parent snapshot, and goes on with `room` folders in it. `path`
+    /// is that of the folder above, and is again.
+    fn scan(&self, above: &OwnedFd, folder: &ToScan, path: &mut Vec<u8>, room: &mut usize) -> Result<Scanned, Errno> {
+        let scan = Scan::list(open(above, &folder.name, OFlags::NOFOLLOW)?);
+        let parent = self.parent.directory(folder.tree);
+        let mut below = VecDeque::new();
+        let names = scan.names.as_deref().unwrap_or_default();
+        if *room > 0 && self.fixed.is_silent(names) {
+            let above_bytes = append(path, &folder.name);
+            for (at, (name, stat)) in names.iter().zip(&scan.stats).enumerate() {
+                let Some(stat) = stat.as_ref().ok().filter(|stat| is_folder(stat)) else { continue };
+                if *room == 0 {
+                    break;
+                }
+                let folder_bytes = append(path, name);
+                let walks = self.fixed.walks(Some(folder.device), path, stat);
+                path.truncate(folder_bytes);
+                if walks {
+                    *room -= 1;
+                    let next = ToScan { name: name.clone(), tree: parent.tree_ahead(name), device: stat.st_dev };
+                    // What cannot be opened the walk asks for itself, and tells.
+                    if let Ok(scanned) = self.scan(&scan.fd, &next, path, room) {
+                        below.push_back(Below { at, tree: next.tree, scanned });
+                    }
+                }
+            }
+            path.truncate(above_bytes);
+        }
+        Ok(Scanned { scan, parent, below })
+    }
+}
+
+/// Appends a name to a path and returns how long that was.
+fn append(path: &mut Vec<u8>, name: &[u8]) -> usize {
+    let bytes = path.len();
+    path.push(b'/');
+    path.extend_from_slice(name);
+    bytes
+}
+
+/// Tells whether that is of a folder.
+pub(super) fn is_folder(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 impl Scan {

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Stat};
 
@@ -64,13 +65,18 @@ impl Marker {
     }
 }
 
-/// Chooses what is taken, for one walk.
-pub(super) struct Select<'a> {
+/// What holds in every folder of a walk, whatever its own files say.
+pub(super) struct Fixed<'a> {
     excludes: &'a Excludes,
     rules: Rules,
     one_file_system: bool,
     /// Folders that are never entered: the kloset's own.
     skip: HashSet<(u64, u64)>,
+}
+
+/// Chooses what is taken, for one walk.
+pub(super) struct Select<'a> {
+    fixed: Arc<Fixed<'a>>,
     /// The folders that the walk is in and that have rules of their own, innermost last.
     levels: Vec<Level>,
 }
@@ -117,20 +123,30 @@ impl<'a> Select<'a> {
         skip: HashSet<(u64, u64)>,
     ) -> Result<Self, RuleError> {
         let rules = Rules::anywhere(&excludes.rules)?;
-        Ok(Self { excludes, rules, one_file_system, skip, levels: Vec::new() })
+        Ok(Self { fixed: Arc::new(Fixed { excludes, rules, one_file_system, skip }), levels: Vec::new() })
+    }
+
+    /// Returns what holds everywhere, for who looks ahead.
+    pub(super) fn fixed(&self) -> &Arc<Fixed<'a>> {
+        &self.fixed
+    }
+
+    /// Tells whether nothing else decides in the folder entered last.
+    pub(super) fn is_plain(&self, inside: &Inside) -> bool {
+        self.levels.is_empty() && inside.marker.is_none()
     }
 
     /// Enters a folder that is taken whole: looks for its own files among its sorted names.
     pub(super) fn enter(&mut self, folder: &OwnedFd, path: &[u8], names: &[Vec<u8>], monitor: &Monitor) -> Inside {
         let has = |name: &[u8]| names.binary_search_by(|other| other.as_slice().cmp(name)).is_ok();
-        let marker = self.excludes.markers.iter().position(|marker| has(&marker.name) && marker.is_in(folder));
+        let marker = self.fixed.excludes.markers.iter().position(|marker| has(&marker.name) && marker.is_in(folder));
         let rules = |name: &str, counts: bool| {
             if counts && has(name.as_bytes()) { rules_of(folder, path, name, monitor) } else { Rules::default() }
         };
         let level = Level {
-            own: rules(IGNORE_FILE, self.excludes.ignore_files),
-            git: rules(GIT_IGNORE_FILE, self.excludes.git_ignore_files),
-            is_git: self.excludes.git_ignore_files && has(GIT.as_bytes()),
+            own: rules(IGNORE_FILE, self.fixed.excludes.ignore_files),
+            git: rules(GIT_IGNORE_FILE, self.fixed.excludes.git_ignore_files),
+            is_git: self.fixed.excludes.git_ignore_files && has(GIT.as_bytes()),
         };
         let has_level = level.is_git || !level.own.is_empty() || !level.git.is_empty();
         self.levels.extend(has_level.then_some(level));
@@ -147,13 +163,13 @@ impl<'a> Select<'a> {
     /// Returns what decides about the entry at the path, in the folder entered last; `None`: it is taken.
     pub(super) fn ground(&self, inside: &Inside, path: &[u8], stat: &Stat) -> Option<Ground<'_>> {
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if let Some(marker) = inside.marker.and_then(|at| self.excludes.markers.get(at))
+        if let Some(marker) = inside.marker.and_then(|at| self.fixed.excludes.markers.get(at))
             && path.rsplit(|byte| *byte == b'/').next().is_none_or(|name| name != marker.name)
         {
             return Some(Ground::Marker(marker));
         }
         let ruling = self.ruling(path, kind == FileType::Directory);
-        if let Some(bytes_max) = self.excludes.larger_than
+        if let Some(bytes_max) = self.fixed.excludes.larger_than
             && !ruling.is_some_and(|ruling| ruling.leaves_out)
             && kind == FileType::RegularFile
             && u64::try_from(stat.st_size).is_ok_and(|bytes| bytes > bytes_max)
@@ -166,11 +182,11 @@ impl<'a> Select<'a> {
     /// Tells whether an object of a bucket, of that many bytes, or a folder of it is left out.
     pub(super) fn leaves_out_object(&self, path: &[u8], bytes: Option<u64>) -> bool {
         self.ruling(path, bytes.is_none()).is_some_and(|ruling| ruling.leaves_out)
-            || self.excludes.larger_than.zip(bytes).is_some_and(|(bytes_max, bytes)| bytes > bytes_max)
+            || self.fixed.excludes.larger_than.zip(bytes).is_some_and(|(bytes_max, bytes)| bytes > bytes_max)
     }
 
     fn ruling(&self, path: &[u8], directory: bool) -> Option<Ruling<'_>> {
-        if let Some(ruling) = self.rules.ruling(path, directory) {
+        if let Some(ruling) = self.fixed.rules.ruling(path, directory) {
             return Some(ruling);
         }
         let mut in_git = true;
@@ -186,16 +202,44 @@ impl<'a> Select<'a> {
 
     /// Tells whether a folder's entries are to be walked, in a folder on `device`.
     pub(super) fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
-        !self.is_foreign(device, stat) && !self.is_skipped(stat)
+        self.fixed.enters(device, stat)
     }
 
     /// Tells whether a folder is on another file system, and that matters.
     pub(super) fn is_foreign(&self, device: Option<u64>, stat: &Stat) -> bool {
-        self.one_file_system && device.is_some_and(|device| device != stat.st_dev)
+        self.fixed.is_foreign(device, stat)
     }
 
     /// Tells whether a folder is the kloset's own.
     pub(super) fn is_skipped(&self, stat: &Stat) -> bool {
+        self.fixed.is_skipped(stat)
+    }
+}
+
+impl Fixed<'_> {
+    /// Tells whether a folder with these sorted names has no files that could say anything of what is in it.
+    pub(super) fn is_silent(&self, names: &[Vec<u8>]) -> bool {
+        let has = |name: &[u8]| names.binary_search_by(|other| other.as_slice().cmp(name)).is_ok();
+        let Excludes { markers, ignore_files, git_ignore_files, .. } = self.excludes;
+        !(markers.iter().any(|marker| has(&marker.name))
+            || *ignore_files && has(IGNORE_FILE.as_bytes())
+            || *git_ignore_files && (has(GIT_IGNORE_FILE.as_bytes()) || has(GIT.as_bytes())))
+    }
+
+    /// Tells whether a folder is taken and its entries walked, where nothing else decides.
+    pub(super) fn walks(&self, device: Option<u64>, path: &[u8], stat: &Stat) -> bool {
+        self.enters(device, stat) && !self.rules.ruling(path, true).is_some_and(|ruling| ruling.leaves_out)
+    }
+
+    fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
+        !self.is_foreign(device, stat) && !self.is_skipped(stat)
+    }
+
+    fn is_foreign(&self, device: Option<u64>, stat: &Stat) -> bool {
+        self.one_file_system && device.is_some_and(|device| device != stat.st_dev)
+    }
+
+    fn is_skipped(&self, stat: &Stat) -> bool {
         self.skip.contains(&(stat.st_dev, stat.st_ino))
     }
 }

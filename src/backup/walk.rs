@@ -18,7 +18,7 @@ use super::meta::{self, Owners, Xattrs};
 use super::parent::{self, Known, Parent, ParentDirectory};
 use super::read::{self, Answer, LARGE_FILE_BYTES, ReadContext, ReadJob, ReadTask};
 use super::resume::Finished;
-use super::scan::{self, SCANS_MAX, Scan, ScanJob, Scanned};
+use super::scan::{self, Below, SCANS_MAX, Scan, ScanJob, Scanned, ToScan, is_folder};
 use super::select::{Inside, Select};
 use super::stream::{self, Stream, StreamError};
 use super::targets::{EVERYTHING, Selection};
@@ -120,6 +120,8 @@ struct Folder {
     /// What its own files say of what is in it.
     inside: Inside,
     stats: Vec<Result<Stat, Errno>>,
+    /// Folders in it that were scanned with it.
+    below: VecDeque<Below>,
     ahead: VecDeque<Ahead>,
     /// Where to look for the next folder to scan ahead.
     next: usize,
@@ -129,7 +131,7 @@ struct Folder {
 struct Ahead {
     at: usize,
     tree: Option<TreeRef>,
-    scanned: Receiver<Scanned>,
+    scanned: Receiver<Result<Scanned, Errno>>,
 }
 
 /// An entry of a folder: what the system says of it and the parent snapshot knew.
@@ -165,7 +167,7 @@ impl Walk<'_> {
                 let parent = walker.walk.parent.directory(walker.walk.root);
                 let device =
                     if selection.all { rustix::fs::fstat(&*scan.fd).ok().map(|stat| stat.st_dev) } else { None };
-                walker.folder((scan, parent), device, &selection, 0)?;
+                walker.folder(Scanned { scan, parent, below: VecDeque::new() }, device, &selection, 0)?;
             }
             Err(error) => walker.step(Step::Unreadable(b"/".to_vec(), error))?,
         }
@@ -178,7 +180,7 @@ impl Walker<'_> {
     /// Walks what is selected in a folder.
     fn folder(
         &mut self,
-        (scan, parent): (Scan, ParentDirectory),
+        Scanned { scan, parent, below }: Scanned,
         device: Option<u64>,
         selection: &Selection,
         depth: usize,
@@ -194,7 +196,7 @@ impl Walker<'_> {
             false => Inside::default(),
         };
         let (fd, stats) = (scan.fd, scan.stats);
-        let mut folder = Folder { fd, parent, device, inside, stats, ahead: VecDeque::new(), next: 0 };
+        let mut folder = Folder { fd, parent, device, inside, stats, below, ahead: VecDeque::new(), next: 0 };
         for (at, name) in names.iter().enumerate() {
             self.scan_ahead(&mut folder, &names, at)?;
             let below = if selection.all { &EVERYTHING } else { &selection.below[name] };
@@ -218,22 +220,23 @@ impl Walker<'_> {
     /// Begins to scan the next folders behind the name at `at`, which the walk looks at itself meanwhile.
     fn scan_ahead(&mut self, folder: &mut Folder, names: &[Vec<u8>], at: usize) -> Result<(), Stopped> {
         folder.next = folder.next.max(at + 1);
-        if folder.ahead.len() >= AHEAD_MAX {
-            return Ok(());
+        if folder.ahead.len() > AHEAD_MAX / 2 {
+            return Ok(()); // waking somebody for each would cost as much as what he does
         }
         let (answers, scanned) = crossbeam_channel::bounded(AHEAD_MAX);
         let mut folders = Vec::new();
-        while folders.len() < AHEAD_MAX && self.scans < SCANS_MAX {
+        while folder.ahead.len() < AHEAD_MAX && self.scans < SCANS_MAX {
             let Some(stat) = folder.stats.get(folder.next) else { break };
             let (at, name) = (folder.next, &names[folder.next]);
             folder.next += 1;
             let Ok(stat) = stat else { continue };
             if is_folder(stat)
+                && !folder.below.iter().any(|below| below.at == at)
                 && self.walk.select.enters(folder.device, stat)
                 && !self.at(name, |walker| walker.excludes(&folder.inside, stat))
             {
                 let tree = folder.parent.tree_ahead(name);
-                folders.push((name.clone(), tree));
+                folders.push(ToScan { name: name.clone(), tree, device: stat.st_dev });
                 folder.ahead.push_back(Ahead { at, tree, scanned: scanned.clone() });
                 self.scans += 1;
             }
@@ -241,7 +244,8 @@ impl Walker<'_> {
         if folders.is_empty() {
             return Ok(());
         }
-        self.walk.scans.send(ScanJob { above: folder.fd.clone(), folders, answers }).map_err(|_| Stopped(None))
+        let (above, path, is_plain) = (folder.fd.clone(), self.path.clone(), self.walk.select.is_plain(&folder.inside));
+        self.walk.scans.send(ScanJob { above, path, is_plain, folders, answers }).map_err(|_| Stopped(None))
     }
 
     /// Tells whether the entry at the path is left out.
@@ -372,7 +376,11 @@ impl Walker<'_> {
                 let follow = if below.all { OFlags::NOFOLLOW } else { OFlags::empty() };
                 let list = if below.all && enters { Scan::list } else { Scan::unlisted };
                 let fd = scan::open(&above.fd, node.name.as_bytes(), follow);
-                fd.map(|fd| (list(fd), self.walk.parent.directory(tree)))
+                fd.map(|fd| Scanned {
+                    scan: list(fd),
+                    parent: self.walk.parent.directory(tree),
+                    below: VecDeque::new(),
+                })
             }
         };
         let scanned = scanned.and_then(|scanned| if depth < DEPTH_MAX { Ok(scanned) } else { Err(Errno::NAMETOOLONG) });
@@ -383,13 +391,13 @@ impl Walker<'_> {
                 None
             }
         };
-        if let Some((scan, _)) = &scanned {
-            node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_fd(&*scan.fd))?;
+        if let Some(scanned) = &scanned {
+            node.xattrs = self.xattrs(known.as_ref(), &stat, || meta::xattrs_of_fd(&*scanned.scan.fd))?;
         }
         self.walked.directories += 1;
         self.walk.monitor.directories.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let held = tree.filter(|tree| self.walk.parent.standing.holds(tree.pack));
-        match scanned.as_ref().and_then(|(_, parent)| parent.only_page()).zip(held) {
+        match scanned.as_ref().and_then(|scanned| scanned.parent.only_page()).zip(held) {
             Some((page, tree)) => self.unsaid.enter(node, tree, page),
             None => self.step(Step::Enter(node, tree))?,
         }
@@ -406,7 +414,12 @@ impl Walker<'_> {
     }
 
     /// Waits for the scan of the folder at `at`, if one was begun with that tree.
-    fn take_scan(&mut self, above: &mut Folder, at: usize, tree: Option<TreeRef>) -> Option<Scanned> {
+    fn take_scan(&mut self, above: &mut Folder, at: usize, tree: Option<TreeRef>) -> Option<Result<Scanned, Errno>> {
+        while let Some(below) = above.below.pop_front_if(|below| below.at <= at) {
+            if (below.at, below.tree) == (at, tree) {
+                return Some(Ok(below.scanned));
+            }
+        }
         while let Some(ahead) = above.ahead.pop_front_if(|ahead| ahead.at <= at) {
             self.scans -= 1;
             let scanned = ahead.scanned.recv().ok()?;
@@ -518,10 +531,6 @@ impl Walker<'_> {
         }
         self.walk.batches.send(Batch { steps, answers }).map_err(|_| Stopped(None))
     }
-}
-
-fn is_folder(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 /// Reads a link's target; one that trees cannot hold, no kernel makes.

@@ -3,7 +3,7 @@
 //! Blocks of a pack are read ahead by the reader itself; this looks further, along the file and so from pack to pack.
 //! The kernel asks for 128 KiB to 1 MiB with a few requests in flight, slightly out of order; a link of 1 Gbit/s and
 //! 100 ms holds 12 MiB. So the window doubles from 1 MiB to 32 MiB while a reader goes on, and whoever jumps gets
-//! nothing that he did not ask for. A stream that has come far is passing through: what it brings would only push out of
+//! nothing that he did not ask for. A large file that is read in sequence passes through: what it brings would only push out of
 //! the cache on disk what is worth keeping there (bcache's `sequential_cutoff` says the same). Since files are not opened
 //! here, streams are kept by inode, the latest few. Pure: it says what to fetch, the view fetches.
 
@@ -21,8 +21,10 @@ pub const WINDOW_BYTES_MAX: u64 = 32 << 20;
 const SLACK_BYTES: u64 = 2 << 20;
 /// How far ahead chunks are also opened, so that the processor works while the network does.
 const OPEN_BYTES: u64 = 4 << 20;
-/// What a stream brings from here on passes through: a sixteenth of the default cache on disk.
-const PASSING_BYTES: u64 = 64 << 20;
+/// A file of this length, a sixteenth of the default cache on disk, passes through,
+const PASSING_FILE_BYTES: u64 = 64 << 20;
+/// once so much of it was read in sequence: who looks at its head or here and there finds that again.
+const PASSING_BYTES: u64 = 8 << 20;
 /// Files whose reading is remembered.
 const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
@@ -80,7 +82,7 @@ impl Readahead {
             return Ahead::default();
         }
         stream.end = read.end;
-        let is_passing = stream.end.saturating_sub(stream.begun) >= PASSING_BYTES;
+        let is_passing = bytes >= PASSING_FILE_BYTES && stream.end.saturating_sub(stream.begun) >= PASSING_BYTES;
         let ahead = Ahead { fetch: stream.fetch(self.window_bytes_max, bytes), open: stream.open(bytes), is_passing };
         if read.end >= bytes {
             streams.pop(&inode);
@@ -146,13 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_passes_through_once_it_has_come_64_mib() {
+    fn a_large_file_passes_through_once_8_mib_were_read_in_sequence() {
         let readahead = Readahead::new(WINDOW_BYTES_MAX);
-        let passing = |at: u64| readahead.note(1, at..at + MIB, GIB).is_passing;
+        let passing = |at: u64, bytes: u64| readahead.note(1, at..at + MIB, bytes).is_passing;
         let begun = 100 * MIB;
-        let first = (0..200).find(|n| passing(begun + n * MIB));
-        assert_eq!(first, Some(63));
-        assert!(!passing(500 * MIB) && !passing(501 * MIB), "who jumps begins anew");
+        let first = (0..200).find(|n| passing(begun + n * MIB, GIB));
+        assert_eq!(first, Some(7));
+        assert!(!passing(500 * MIB, GIB) && !passing(501 * MIB, GIB), "who jumps begins anew");
+        assert!((0..63).all(|n| !passing(n * MIB, 64 * MIB - 1)), "what is not large is kept whole");
     }
 
     #[test]
