@@ -19,12 +19,12 @@ use super::select::Fixed;
 use crate::repo::tree::TreeRef;
 
 /// Scans that may be under way or wait for the walk.
-pub(super) const SCANS_MAX: usize = 16;
+pub(super) const SCANS_MAX: usize = 64;
 /// Folders of one scan: the one asked for, and those that the walk enters from there. Descriptors are few.
-const FOLDERS_MAX: usize = 8;
-/// Names of a folder that are looked at ahead, the others by the walk itself: 144 bytes each, in all folders that may be
-/// open 10 MB.
-const STATS_MAX: usize = 512;
+const FOLDERS_MAX: usize = 4;
+/// Names of a folder that are looked at ahead, those behind them by the walk itself as it comes on: 144 bytes each, in all
+/// folders that may be open 10 MB.
+pub(super) const STATS_MAX: usize = 256;
 
 /// Bytes of a listing asked for at once, as the C library does.
 const LIST_BYTES: usize = 32 << 10;
@@ -173,4 +173,59 @@ fn list(folder: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::fs;
+
+    use super::super::rules::Rule;
+    use super::super::select::{Excludes, Marker, Select};
+    use super::*;
+
+    /// The names of the folders in a scan, each with what is below it.
+    fn shown(scanned: &Scanned) -> String {
+        let names = scanned.scan.names.as_ref().unwrap();
+        let each = scanned.below.iter().map(|below| {
+            let inside = shown(&below.scanned);
+            format!("{}{inside}", String::from_utf8_lossy(&names[below.at]))
+        });
+        let all = each.collect::<Vec<_>>().join(" ");
+        if all.is_empty() { all } else { format!("({all})") }
+    }
+
+    #[test]
+    fn folders_below_are_scanned_in_order_and_none_that_the_walk_may_not_enter() {
+        let top = tempfile::tempdir().unwrap();
+        let at = top.path();
+        for folder in ["a/b/c", "a/d", "e/cache/x", "e/out/x", "e/rules/x", "e/kept", "f/1", "f/2", "f/3", "f/4", "f/5"]
+        {
+            fs::create_dir_all(at.join(folder)).unwrap();
+        }
+        fs::write(at.join("e/cache/CACHEDIR.TAG"), "").unwrap();
+        fs::write(at.join("e/rules/.klosetignore"), "").unwrap();
+        let rule = format!("{}/e/out", at.display());
+        let excludes = Excludes {
+            rules: vec![Rule { text: rule, from: String::new() }],
+            ignore_files: true,
+            markers: vec![Marker::cache()],
+            ..Excludes::default()
+        };
+        let select = Select::new(&excludes, false, HashSet::new()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let parent = Parent { reader: None, runtime: runtime.handle().clone(), standing: Arc::default() };
+        let scanner = Scanner { parent, fixed: select.fixed().clone() };
+        let above = fs::File::open(at).unwrap().into();
+        let scan = |name: &str, mut room: usize| {
+            let folder = ToScan { name: name.into(), tree: None, device: 0 };
+            let mut path = at.as_os_str().as_encoded_bytes().to_vec();
+            let scanned = scanner.scan(&above, &folder, &mut path, &mut room).unwrap();
+            assert_eq!(path, at.as_os_str().as_encoded_bytes());
+            shown(&scanned)
+        };
+        assert_eq!(scan("a", 3), "(b(c) d)");
+        assert_eq!(scan("e", 9), "(cache kept rules)", "what stands in a folder may have a say below it");
+        assert_eq!((scan("f", 3), scan("f", 0)), ("(1 2 3)".into(), String::new()));
+    }
 }

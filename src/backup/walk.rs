@@ -18,7 +18,7 @@ use super::meta::{self, Owners, Xattrs};
 use super::parent::{self, Known, Parent, ParentDirectory};
 use super::read::{self, Answer, LARGE_FILE_BYTES, ReadContext, ReadJob, ReadTask};
 use super::resume::Finished;
-use super::scan::{self, Below, SCANS_MAX, Scan, ScanJob, Scanned, ToScan, is_folder};
+use super::scan::{self, Below, SCANS_MAX, STATS_MAX, Scan, ScanJob, Scanned, ToScan, is_folder};
 use super::select::{Inside, Select};
 use super::stream::{self, Stream, StreamError};
 use super::targets::{EVERYTHING, Selection};
@@ -35,7 +35,9 @@ const BATCH_FOLDERS: usize = 32;
 /// The deepest folder that is entered.
 pub(super) const DEPTH_MAX: usize = 1024;
 /// Folders of one folder that are scanned ahead by one thread.
-const AHEAD_MAX: usize = 8;
+const AHEAD_MAX: usize = 32;
+/// Folders that a scanning thread is given at once: waking it for each would cost as much as what it does.
+const JOB_FOLDERS: usize = 8;
 
 /// The mode of folders that are there for streams alone.
 const FOLDER_MODE: u32 = 0o755;
@@ -119,7 +121,9 @@ struct Folder {
     device: Option<u64>,
     /// What its own files say of what is in it.
     inside: Inside,
-    stats: Vec<Result<Stat, Errno>>,
+    /// What was looked at ahead: the name at `stats_at`, and those behind it.
+    stats: VecDeque<Result<Stat, Errno>>,
+    stats_at: usize,
     /// Folders in it that were scanned with it.
     below: VecDeque<Below>,
     ahead: VecDeque<Ahead>,
@@ -141,6 +145,26 @@ struct Entry<'a> {
     node: Node,
     stat: Stat,
     known: Option<Known>,
+}
+
+impl Folder {
+    /// Says what the next name that may be a folder is; `None` at the end, and too far ahead of the walk.
+    fn look_ahead(&mut self, names: &[Vec<u8>]) -> Option<Result<Stat, Errno>> {
+        self.device?; // on the way to a target nothing is looked at but what leads there
+        while self.next >= self.stats_at + self.stats.len() && self.stats.len() < STATS_MAX {
+            let name = names.get(self.stats_at + self.stats.len())?;
+            self.stats.push_back(rustix::fs::statat(&*self.fd, &name[..], AtFlags::SYMLINK_NOFOLLOW));
+        }
+        self.stats.get(self.next - self.stats_at).copied()
+    }
+
+    /// Takes what was found of the name at `at`, if it was looked at; names are asked for in their order.
+    fn looked_at(&mut self, at: usize) -> Option<Result<Stat, Errno>> {
+        let passed = (at - self.stats_at).min(self.stats.len());
+        self.stats.drain(..passed);
+        self.stats_at = at;
+        self.stats.front().copied()
+    }
 }
 
 impl Walk<'_> {
@@ -196,7 +220,8 @@ impl Walker<'_> {
             false => Inside::default(),
         };
         let (fd, stats) = (scan.fd, scan.stats);
-        let mut folder = Folder { fd, parent, device, inside, stats, below, ahead: VecDeque::new(), next: 0 };
+        let (stats, stats_at) = (stats.into(), 0);
+        let mut folder = Folder { fd, parent, device, inside, stats, stats_at, below, ahead: VecDeque::new(), next: 0 };
         for (at, name) in names.iter().enumerate() {
             self.scan_ahead(&mut folder, &names, at)?;
             let below = if selection.all { &EVERYTHING } else { &selection.below[name] };
@@ -220,16 +245,16 @@ impl Walker<'_> {
     /// Begins to scan the next folders behind the name at `at`, which the walk looks at itself meanwhile.
     fn scan_ahead(&mut self, folder: &mut Folder, names: &[Vec<u8>], at: usize) -> Result<(), Stopped> {
         folder.next = folder.next.max(at + 1);
-        if folder.ahead.len() > AHEAD_MAX / 2 {
-            return Ok(()); // waking somebody for each would cost as much as what he does
+        if folder.ahead.len() + JOB_FOLDERS > AHEAD_MAX {
+            return Ok(());
         }
-        let (answers, scanned) = crossbeam_channel::bounded(AHEAD_MAX);
+        let (answers, scanned) = crossbeam_channel::bounded(JOB_FOLDERS);
         let mut folders = Vec::new();
-        while folder.ahead.len() < AHEAD_MAX && self.scans < SCANS_MAX {
-            let Some(stat) = folder.stats.get(folder.next) else { break };
+        while folders.len() < JOB_FOLDERS && self.scans < SCANS_MAX {
+            let Some(stat) = folder.look_ahead(names) else { break };
             let (at, name) = (folder.next, &names[folder.next]);
             folder.next += 1;
-            let Ok(stat) = stat else { continue };
+            let Ok(stat) = &stat else { continue };
             if is_folder(stat)
                 && !folder.below.iter().any(|below| below.at == at)
                 && self.walk.select.enters(folder.device, stat)
@@ -269,7 +294,7 @@ impl Walker<'_> {
         }
         // On the way to a target links are followed, as the shell does; the target itself is what it is.
         let flags = if below.all { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
-        let stat = folder.stats.get(at).copied().unwrap_or_else(|| rustix::fs::statat(&*folder.fd, name, flags));
+        let stat = folder.looked_at(at).unwrap_or_else(|| rustix::fs::statat(&*folder.fd, name, flags));
         let stat = match stat {
             Ok(stat) => stat,
             Err(error) => return self.step(Step::Unreadable(self.path.clone(), error)),
