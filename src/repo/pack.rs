@@ -183,8 +183,9 @@ fn footer_aad(kloset: KlosetId, pack: PackId) -> Vec<u8> {
 
 /// A pack under construction.
 pub struct PackBuilder {
-    /// What it begins with. Frames that fill their own memory follow as they are, the others are put together.
+    /// What it begins with: frames that fill their own memory as they are, and between them what was put together.
     pieces: Vec<Bytes>,
+    in_pieces: bool,
     bytes: usize,
     open: BytesMut,
     digest: blake3::Hasher,
@@ -195,18 +196,21 @@ impl PackBuilder {
     /// Begins a pack.
     #[must_use]
     pub fn new(kind: PackKind) -> Self {
-        Self::within(BytesMut::new(), kind)
+        Self::within(BytesMut::new(), kind, false)
     }
 
     /// Begins a pack in the memory of an earlier one: the system takes longer to give new memory than a pack takes to be
     /// copied together.
+    ///
+    /// With `in_pieces` frames that fill their own memory are taken as they are, for a store that writes at once. One that
+    /// sends holds several packs for long, and many small pieces of memory are not used again as well as one large one.
     #[must_use]
-    pub fn within(mut open: BytesMut, kind: PackKind) -> Self {
+    pub fn within(mut open: BytesMut, kind: PackKind, in_pieces: bool) -> Self {
         open.clear();
         open.reserve(DATA_PACK_BYTES + LAST_FRAME_BYTES);
         open.extend_from_slice(MAGIC);
         let footer = Footer { version: 1, kind, frames: Vec::new() };
-        Self { pieces: Vec::new(), bytes: 0, open, digest: blake3::Hasher::new(), footer }
+        Self { pieces: Vec::new(), in_pieces, bytes: 0, open, digest: blake3::Hasher::new(), footer }
     }
 
     /// Returns the length so far.
@@ -228,7 +232,7 @@ impl PackBuilder {
     pub fn push(&mut self, sealed: Vec<u8>, chunks: Vec<(ChunkId, u32)>) -> u32 {
         let offset = u32::try_from(self.bytes()).expect("closed long before 4 GiB");
         let bytes = u32::try_from(sealed.len()).expect("a frame is under 32 MiB");
-        if sealed.len() >= PIECE_BYTES_MIN && sealed.capacity() - sealed.len() <= sealed.len() / 8 {
+        if self.in_pieces && sealed.len() >= PIECE_BYTES_MIN && sealed.capacity() - sealed.len() <= sealed.len() / 8 {
             let before = self.open.split().freeze();
             self.add_piece(before);
             self.add_piece(sealed.into());
@@ -410,7 +414,7 @@ mod tests {
         let spare = SpareMemory::default();
         let mut at = Vec::new();
         for _ in 0..3 {
-            let mut pack = PackBuilder::within(spare.take(), PackKind::Data);
+            let mut pack = PackBuilder::within(spare.take(), PackKind::Data, true);
             at.push(pack.open.as_ptr());
             for raw in [&noise[..1000], &noise, &[7; 300_000], &noise] {
                 let sealed = seal_frame(&key(), (KLOSET, PACK.session), [6; NONCE_BYTES], 3, raw.into());

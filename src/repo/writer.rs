@@ -440,7 +440,8 @@ impl Writer {
             Some(open) => open,
             None => {
                 self.data.pack_chunks = 0;
-                (self.begin_pack(), PackBuilder::within(self.spare.take(), PackKind::Data))
+                let in_pieces = self.repo.store.puts_whole();
+                (self.begin_pack(), PackBuilder::within(self.spare.take(), PackKind::Data, in_pieces))
             }
         };
         self.data.pack_chunks += chunks.len();

@@ -207,6 +207,11 @@ impl Store {
         self.signer.as_ref()?.learned_region()
     }
 
+    /// Tells whether an object is put whole and at once: written into a folder, not sent.
+    pub fn puts_whole(&self) -> bool {
+        self.puts_whole
+    }
+
     /// What was asked of this store and its clones so far.
     pub fn counts(&self) -> StoreCounts {
         self.counters.read()
