@@ -23,8 +23,9 @@ const SLACK_BYTES: u64 = 2 << 20;
 const OPEN_BYTES: u64 = 4 << 20;
 /// A file of this length, a sixteenth of the default cache on disk, passes through,
 const PASSING_FILE_BYTES: u64 = 64 << 20;
-/// once so much of it was read in sequence: who looks at its head or here and there finds that again.
-const PASSING_BYTES: u64 = 8 << 20;
+/// once so much of it was read in sequence: who looks at its head again, or here and there, finds that, and what is read
+/// ahead of him.
+const PASSING_BYTES: u64 = 32 << 20;
 /// Files whose reading is remembered.
 const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
@@ -148,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_passes_through_once_8_mib_were_read_in_sequence() {
+    fn a_large_file_passes_through_once_32_mib_were_read_in_sequence() {
         let readahead = Readahead::new(WINDOW_BYTES_MAX);
         let passing = |at: u64, bytes: u64| readahead.note(1, at..at + MIB, bytes).is_passing;
         let begun = 100 * MIB;
         let first = (0..200).find(|n| passing(begun + n * MIB, GIB));
-        assert_eq!(first, Some(7));
+        assert_eq!(first, Some(31));
         assert!(!passing(500 * MIB, GIB) && !passing(501 * MIB, GIB), "who jumps begins anew");
         assert!((0..63).all(|n| !passing(n * MIB, 64 * MIB - 1)), "what is not large is kept whole");
     }
