@@ -1,4 +1,4 @@
-//! Restoring: from a snapshot to files in a folder, or to objects in a bucket ([`bucket`]), or to
+//! Restoring: from a snapshot to files in a folder, or to objects in a bucket (`restore::bucket`), or to
 //! an archive ([`archive()`]).
 //!
 //! One walk in the order of the trees, which is the order of the packs: folders are made as they come, small files go
