@@ -34,7 +34,7 @@ const BATCH_STEPS: usize = 512;
 const BATCH_FOLDERS: usize = 32;
 /// The deepest folder that is entered.
 pub(super) const DEPTH_MAX: usize = 1024;
-/// Folders of one folder that are scanned ahead by one thread.
+/// Folders of one folder that are scanned ahead.
 const AHEAD_MAX: usize = 32;
 /// Folders that a scanning thread is given at once: waking it for each would cost as much as what it does.
 const JOB_FOLDERS: usize = 8;
