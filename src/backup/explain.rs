@@ -92,10 +92,10 @@ pub fn explain(options: &BackupOptions, path: &Path, monitor: &Monitor) -> Resul
 fn why_not_entered(select: &Select<'_>, device: Option<u64>, stat: &Stat) -> Option<Reason> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         Some(Reason::BehindLink)
-    } else if select.is_foreign(device, stat) {
+    } else if select.fixed().is_foreign(device, stat) {
         Some(Reason::OtherFileSystem)
     } else {
-        select.is_skipped(stat).then_some(Reason::Kloset)
+        select.fixed().is_skipped(stat).then_some(Reason::Kloset)
     }
 }
 

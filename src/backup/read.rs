@@ -160,6 +160,13 @@ impl Window {
         Ok(bytes)
     }
 
+    /// Appends content that came by itself.
+    pub(super) fn push(&mut self, content: &[u8]) {
+        self.bytes.truncate(self.filled);
+        self.bytes.extend_from_slice(content);
+        self.filled = self.bytes.len();
+    }
+
     /// Cuts what is certain, all of it at the end, and hands each chunk to `keep`; `false` once that wants no more.
     pub(super) fn cut(
         &mut self,
@@ -384,7 +391,8 @@ fn shorten(read: &mut FileRead, end: u64) {
     read.holes.retain(|&(offset, bytes)| offset + bytes <= end);
 }
 
-fn length(content: &[u8]) -> u32 {
+/// Returns the length of a chunk.
+pub(super) fn length(content: &[u8]) -> u32 {
     u32::try_from(content.len()).expect("a chunk is at most 16 MiB")
 }
 

@@ -138,15 +138,15 @@ impl<'a> Select<'a> {
 
     /// Enters a folder that is taken whole: looks for its own files among its sorted names.
     pub(super) fn enter(&mut self, folder: &OwnedFd, path: &[u8], names: &[Vec<u8>], monitor: &Monitor) -> Inside {
-        let has = |name: &[u8]| names.binary_search_by(|other| other.as_slice().cmp(name)).is_ok();
-        let marker = self.fixed.excludes.markers.iter().position(|marker| has(&marker.name) && marker.is_in(folder));
+        let excludes = self.fixed.excludes;
+        let marker = excludes.markers.iter().position(|marker| has(names, &marker.name) && marker.is_in(folder));
         let rules = |name: &str, counts: bool| {
-            if counts && has(name.as_bytes()) { rules_of(folder, path, name, monitor) } else { Rules::default() }
+            if counts && has(names, name.as_bytes()) { rules_of(folder, path, name, monitor) } else { Rules::default() }
         };
         let level = Level {
-            own: rules(IGNORE_FILE, self.fixed.excludes.ignore_files),
-            git: rules(GIT_IGNORE_FILE, self.fixed.excludes.git_ignore_files),
-            is_git: self.fixed.excludes.git_ignore_files && has(GIT.as_bytes()),
+            own: rules(IGNORE_FILE, excludes.ignore_files),
+            git: rules(GIT_IGNORE_FILE, excludes.git_ignore_files),
+            is_git: excludes.git_ignore_files && has(names, GIT.as_bytes()),
         };
         let has_level = level.is_git || !level.own.is_empty() || !level.git.is_empty();
         self.levels.extend(has_level.then_some(level));
@@ -199,31 +199,15 @@ impl<'a> Select<'a> {
         }
         None
     }
-
-    /// Tells whether a folder's entries are to be walked, in a folder on `device`.
-    pub(super) fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
-        self.fixed.enters(device, stat)
-    }
-
-    /// Tells whether a folder is on another file system, and that matters.
-    pub(super) fn is_foreign(&self, device: Option<u64>, stat: &Stat) -> bool {
-        self.fixed.is_foreign(device, stat)
-    }
-
-    /// Tells whether a folder is the kloset's own.
-    pub(super) fn is_skipped(&self, stat: &Stat) -> bool {
-        self.fixed.is_skipped(stat)
-    }
 }
 
 impl Fixed<'_> {
     /// Tells whether a folder with these sorted names has no files that could say anything of what is in it.
     pub(super) fn is_silent(&self, names: &[Vec<u8>]) -> bool {
-        let has = |name: &[u8]| names.binary_search_by(|other| other.as_slice().cmp(name)).is_ok();
         let Excludes { markers, ignore_files, git_ignore_files, .. } = self.excludes;
-        !(markers.iter().any(|marker| has(&marker.name))
-            || *ignore_files && has(IGNORE_FILE.as_bytes())
-            || *git_ignore_files && (has(GIT_IGNORE_FILE.as_bytes()) || has(GIT.as_bytes())))
+        !(markers.iter().any(|marker| has(names, &marker.name))
+            || *ignore_files && has(names, IGNORE_FILE.as_bytes())
+            || *git_ignore_files && (has(names, GIT_IGNORE_FILE.as_bytes()) || has(names, GIT.as_bytes())))
     }
 
     /// Tells whether a folder is taken and its entries walked, where nothing else decides.
@@ -231,17 +215,25 @@ impl Fixed<'_> {
         self.enters(device, stat) && !self.rules.ruling(path, true).is_some_and(|ruling| ruling.leaves_out)
     }
 
-    fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
+    /// Tells whether a folder's entries are to be walked, in a folder on `device`.
+    pub(super) fn enters(&self, device: Option<u64>, stat: &Stat) -> bool {
         !self.is_foreign(device, stat) && !self.is_skipped(stat)
     }
 
-    fn is_foreign(&self, device: Option<u64>, stat: &Stat) -> bool {
+    /// Tells whether a folder is on another file system, and that matters.
+    pub(super) fn is_foreign(&self, device: Option<u64>, stat: &Stat) -> bool {
         self.one_file_system && device.is_some_and(|device| device != stat.st_dev)
     }
 
-    fn is_skipped(&self, stat: &Stat) -> bool {
+    /// Tells whether a folder is the kloset's own.
+    pub(super) fn is_skipped(&self, stat: &Stat) -> bool {
         self.skip.contains(&(stat.st_dev, stat.st_ino))
     }
+}
+
+/// Tells whether a name is among sorted ones.
+fn has(names: &[Vec<u8>], name: &[u8]) -> bool {
+    names.binary_search_by(|other| other.as_slice().cmp(name)).is_ok()
 }
 
 /// Reads the rules in a file of a folder. What cannot be read or understood is told and leaves nothing out.

@@ -13,7 +13,7 @@ use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::meta::{self, Owners};
-use super::read::{Answer, FileRead, ReadContext, Window};
+use super::read::{self, Answer, FileRead, ReadContext, Window};
 use crate::repo::tree::{FileContent, Identity, Name, Node, NodeKind, Time};
 
 /// How long a stream may be silent before the wish to stop is looked at again.
@@ -119,7 +119,7 @@ fn cut(context: &ReadContext, input: OwnedFd, answers: &Sender<Answer>) -> std::
         }
         ended = window.fill(u64::MAX, |room| input.read(room))? == 0;
         let mut hand_over = |id, content: &[u8]| {
-            chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
+            chunks.push((id, read::length(content)));
             bytes += content.len() as u64;
             context.monitor.bytes.fetch_add(content.len() as u64, std::sync::atomic::Ordering::Relaxed);
             answers.send(Answer::Chunk(id, content.into())).is_ok()

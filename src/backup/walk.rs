@@ -257,7 +257,7 @@ impl Walker<'_> {
             let Ok(stat) = &stat else { continue };
             if is_folder(stat)
                 && !folder.below.iter().any(|below| below.at == at)
-                && self.walk.select.enters(folder.device, stat)
+                && self.walk.select.fixed().enters(folder.device, stat)
                 && !self.at(name, |walker| walker.excludes(&folder.inside, stat))
             {
                 let tree = folder.parent.tree_ahead(name);
@@ -394,7 +394,7 @@ impl Walker<'_> {
     fn enter(&mut self, above: &mut Folder, entry: Entry<'_>, depth: usize) -> Result<(), Stopped> {
         let Entry { at, below, mut node, stat, known } = entry;
         let tree = known.as_ref().and_then(|known| parent::tree_of(known));
-        let enters = self.walk.select.enters(above.device, &stat);
+        let enters = self.walk.select.fixed().enters(above.device, &stat);
         let scanned = match self.take_scan(above, at, tree) {
             Some(scanned) => scanned,
             None => {

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::walk::time;
 use super::{ENDED, OBJECTS_AT_ONCE, is_fatal};
 use crate::backup::meta::Xattrs;
-use crate::backup::read::{Answer, FileRead, ReadContext, ReadError};
+use crate::backup::read::{Answer, FileRead, ReadContext, ReadError, Window, length};
 use crate::repo::bucket_names as names;
 use crate::repo::id::ChunkId;
 use crate::repo::tree::{XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX};
@@ -128,20 +128,21 @@ impl Fetch {
         let starts = (part_bytes..first.bytes).step_by(PART_BYTES);
         let rest = starts.map(|start| part(start..first.bytes.min(start + part_bytes), etag.clone()));
         let mut rest = std::pin::pin!(futures::stream::iter(rest).buffered(PARTS_AHEAD));
-        let (mut window, mut seen, mut have, mut next) = (Vec::new(), 0, 0, first.content);
+        let (mut window, mut have, mut next) = (Window::default(), 0, first.content);
         loop {
-            window.extend_from_slice(&next);
+            window.push(&next);
             have += next.len() as u64;
             let mut hand_over = |id, content: &[u8]| {
                 keep(&mut read, id, content);
                 answers.send(Answer::Chunk(id, content.into())).is_ok() && !self.context.monitor.stopped()
             };
             let ended = have >= first.bytes;
-            let at = self.context.cut_window(&window, ended, &mut seen, &mut hand_over).ok_or(ENDED)?;
+            if !window.cut(&self.context, ended, &mut hand_over) {
+                return Err(ENDED.into());
+            }
             if ended {
                 return Ok(Some(read));
             }
-            window.drain(..at);
             next = match self.runtime.block_on(rest.next()) {
                 Some(Ok(Some(object))) if object.bytes == first.bytes => object.content,
                 Some(Ok(_)) => return Ok(None),
@@ -170,7 +171,7 @@ fn changed() -> ReadError {
 }
 
 fn keep(read: &mut FileRead, id: ChunkId, content: &[u8]) {
-    read.chunks.push((id, u32::try_from(content.len()).expect("a chunk is at most 16 MiB")));
+    read.chunks.push((id, length(content)));
 }
 
 /// Begins with what is known of an object before its content.
