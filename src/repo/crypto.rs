@@ -9,11 +9,10 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use chacha20poly1305::aead::{AeadInOut, inout::InOutBuf};
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 use hpke::{Deserializable, Kem as _, OpModeR, OpModeS, PskBundle, Serializable};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use super::aead;
 use super::id::{ChunkId, KlosetId, SessionId};
 use crate::env::{Entropy, EntropyRng};
 use crate::store::CacheKey;
@@ -275,7 +274,7 @@ fn private_key(secret: &Secret) -> <Kem as hpke::Kem>::PrivateKey {
 
 /// A key for XChaCha20-Poly1305.
 #[derive(Clone)]
-pub struct SealingKey(XChaCha20Poly1305);
+pub struct SealingKey(Secret);
 
 impl std::fmt::Debug for SealingKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -287,7 +286,7 @@ impl SealingKey {
     /// Returns the sealing key made of a secret.
     #[must_use]
     pub fn new(secret: &Secret) -> Self {
-        Self(XChaCha20Poly1305::new(&secret.0.into()))
+        Self(secret.clone())
     }
 
     /// Seals in place: `buffer` is [`NONCE_BYTES`] of room and then the content; it becomes nonce, ciphertext, tag.
@@ -297,7 +296,7 @@ impl SealingKey {
     pub fn seal(&self, nonce: [u8; NONCE_BYTES], aad: &[u8], buffer: &mut Vec<u8>) {
         let (head, content) = buffer.split_at_mut(NONCE_BYTES);
         head.copy_from_slice(&nonce);
-        let tag = self.0.encrypt_inout_detached(&nonce.into(), aad, content.into()).expect("under 256 GiB");
+        let tag = aead::seal(self.key(), &nonce.into(), aad, content);
         buffer.extend_from_slice(&tag);
     }
 
@@ -312,15 +311,11 @@ impl SealingKey {
         let (nonce, rest) = sealed.split_first_chunk::<NONCE_BYTES>().expect("checked above");
         let (content, tag) = rest.split_last_chunk::<TAG_BYTES>().expect("checked above");
         // From one buffer into the other: a copy first would be one more pass over every byte that is read.
-        #[allow(
-            clippy::slow_vector_initialization,
-            reason = "fresh zeros of the system cost page faults: ten times as much"
-        )]
-        let mut out = Vec::with_capacity(content.len());
-        out.resize(content.len(), 0);
-        let both = InOutBuf::new(content, &mut out).expect("of one length");
-        self.0.decrypt_inout_detached(&(*nonce).into(), aad, both, &(*tag).into()).map_err(|_| CryptoError::Tag)?;
-        Ok(out)
+        aead::open(self.key(), nonce.into(), aad, content, tag.into()).ok_or(CryptoError::Tag)
+    }
+
+    fn key(&self) -> &chacha20poly1305::Key {
+        (&self.0.0).into()
     }
 }
 

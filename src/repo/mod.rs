@@ -5,6 +5,7 @@
 //! [`pending`], [`moved`], [`policy`]. The others join them to the store: [`reader`], [`writer`], [`lookup`], [`check`],
 //! [`repair`], [`forget`], [`prune`], [`emptied`], [`slots`], [`standing`]. Nothing here prints, mounts or walks folders.
 
+mod aead;
 pub mod blocks;
 pub mod bucket_names;
 pub mod builder;
