@@ -310,7 +310,6 @@ impl SealingKey {
         }
         let (nonce, rest) = sealed.split_first_chunk::<NONCE_BYTES>().expect("checked above");
         let (content, tag) = rest.split_last_chunk::<TAG_BYTES>().expect("checked above");
-        // From one buffer into the other: a copy first would be one more pass over every byte that is read.
         aead::open(self.key(), nonce.into(), aad, content, tag.into()).ok_or(CryptoError::Tag)
     }
 
